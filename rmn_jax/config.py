@@ -1,0 +1,150 @@
+"""Every key of a run's configuration with its default; the pages in ``configs/`` set what differs."""
+
+import difflib
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from rmn_jax.errors import UserError
+from rmn_jax.models import ATTENTIONS, BACKBONES
+
+
+def default_config() -> ConfigDict:
+    """The paper's choices for ResNets on small images, and our own where the paper is silent."""
+    config = ConfigDict()
+    config.method = "rmn"  # "rmn": four steps; "plain": the backbone alone ("Original")
+    config.seed = 0
+    config.epochs = 120  # all steps together
+    config.stem_epochs = 40  # step 1; not used when plain
+    config.batch_size = 1024  # global, over all devices
+    config.eval_batch_size = 1024
+    config.label_smoothing = 0.0
+    config.dtype = "auto"  # of convolutions: "float32", "bfloat16"; auto is bfloat16 on accelerators
+
+    config.model = ConfigDict()
+    config.model.backbone = "resnet18"
+    config.model.num_units = 8  # N
+    config.model.attention = "none"  # "none", "se" (no condition), "conditional" (CA, eqs. 6-8)
+    config.model.memory_momentum = 0.9  # alpha, eq. 9
+    config.model.small_stem = "7x7"  # of ResNets on 32 and 64 pixels; "3x3" is what others often use
+    config.model.backend = "auto"  # of routed convolutions, see rmn_jax/ops/conv.py
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # or "rmsprop"
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-5  # coupled (L2), on all parameters
+    config.optimizer.decay = 0.9  # rmsprop's average of squares
+    config.optimizer.epsilon = 1e-3  # rmsprop
+
+    config.learning_rate = ConfigDict()
+    config.learning_rate.initial = 1e-5
+    config.learning_rate.peak = 0.48
+    config.learning_rate.final = 1e-5
+    config.learning_rate.warmup_epochs = 5
+    config.learning_rate.scaling = "none"  # "linear": peak is for reference_batch and grows with the batch
+    config.learning_rate.reference_batch = 256
+
+    config.data = ConfigDict()
+    config.data.name = "tiny_imagenet"  # digits, cifar100, tiny_imagenet, imagenet2012, tfds:NAME, folder
+    config.data.data_dir = ""  # "": TFDS_DATA_DIR or tfds's default folder
+    config.data.path = ""  # of a folder of class folders
+    config.data.image_size = 0  # pixels; 0 is the data set's own
+    config.data.augment = "crop_flip"  # none, crop, crop_flip, resized_crop_flip
+    config.data.crop_padding = 4
+    config.data.feed = "auto"  # "device", "stream"; auto goes by size
+    config.data.workers = 2  # processes that decode streamed images; 0 decodes in the run's own
+    config.data.skip_corrupt = 0  # how many unreadable images to skip before giving up
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.keep = 2
+    config.eval_every_epochs = 1
+    return config
+
+
+# Keys that may differ between a run and its continuation: they do not touch its numbers.
+FREE_KEYS = ("checkpoint", "eval_every_epochs", "data.workers", "data.data_dir", "data.path", "eval_batch_size")
+
+
+def validate(config: ConfigDict, device_count: int) -> None:
+    """Raises UserError for a value that no run could use."""
+
+    def check(good: bool, message: str) -> None:
+        if not good:
+            raise UserError(message)
+
+    def one_of(key: str, choices) -> None:
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        close = difflib.get_close_matches(str(value), list(choices), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        check(value in choices, f"config.{key} is {value!r}; use one of {', '.join(sorted(choices))}.{hint}")
+
+    one_of("method", ("rmn", "plain"))
+    one_of("model.backbone", BACKBONES)
+    one_of("model.attention", ATTENTIONS)
+    one_of("optimizer.name", ("sgd", "rmsprop"))
+    one_of("learning_rate.scaling", ("none", "linear"))
+    one_of("dtype", ("auto", "float32", "bfloat16"))
+    check(config.model.num_units >= 1, f"config.model.num_units is {config.model.num_units}; it must be 1 or more.")
+    for key in ("batch_size", "eval_batch_size"):
+        size = config[key]
+        check(size >= 1, f"config.{key} is {size}; it must be 1 or more.")
+        check(
+            size % device_count == 0,
+            f"config.{key} is {size}, which does not divide over {device_count} devices; "
+            f"use a multiple of {device_count}.",
+        )
+    check(config.epochs >= 1, f"config.epochs is {config.epochs}; it must be 1 or more.")
+    if config.method == "rmn":
+        check(
+            0 <= config.stem_epochs < config.epochs,
+            f"config.stem_epochs is {config.stem_epochs}; it must be from 0 to below config.epochs ({config.epochs}).",
+        )
+    alpha = config.model.memory_momentum
+    check(0 <= alpha <= 1, f"config.model.memory_momentum is {alpha}; it must lie between 0 and 1.")
+    for key in ("every_epochs", "keep"):
+        check(config.checkpoint[key] >= 1, f"config.checkpoint.{key} must be 1 or more.")
+    check(config.eval_every_epochs >= 1, "config.eval_every_epochs must be 1 or more.")
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved configuration as it is stored in a run's folder."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(path: pathlib.Path) -> ConfigDict:
+    """Reads a stored configuration; keys that came into being since get their defaults.
+
+    Raises:
+      UserError: no such file, or not a configuration.
+    """
+    config = default_config()
+    try:
+        config.update(ConfigDict(json.loads(path.read_text())))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} holds no run (no {path.name}); give the folder of `rmn train`.") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a run's configuration: {str(error).splitlines()[0]}") from None
+    return config
+
+
+def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
+    """What two configurations disagree on, as ``key: a != b``, leaving out ``FREE_KEYS``."""
+
+    def flatten(tree: dict, prefix: str = "") -> dict:
+        flat = {}
+        for key, value in tree.items():
+            name = f"{prefix}{key}"
+            flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
+        return flat
+
+    a, b = flatten(one.to_dict()), flatten(other.to_dict())
+    free = lambda key: any(key == name or key.startswith(name + ".") for name in FREE_KEYS)  # noqa: E731
+    return [
+        f"config.{key}: {a.get(key)!r} there, {b.get(key)!r} here"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and not free(key)
+    ]

@@ -1,0 +1,156 @@
+"""Flax modules over ``rmn_jax.ops``; plain when ``num_units`` is None, with one leading axis N otherwise.
+
+A routed leaf is its plain leaf with one leading axis N and the same path, so that cloning is a pure function on
+pytrees. Axes: B inputs, N units, H W, C channels in, O channels out (see ``rmn_jax``).
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmn_jax import ops
+from rmn_jax.dispatch import RoutePlan
+from rmn_jax.ops.norm import rows_of_units
+from rmn_jax.routing import global_average_pool
+
+# Fan-out He initialisation, as the ResNet paper and torchvision have it.
+kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def per_unit(init, num_units: int | None):
+    """An initialiser that draws each unit's leaf on its own: shape [N, ...] with fans of the plain leaf."""
+    if num_units is None:
+        return init
+    return lambda key, shape, dtype=jnp.float32: jax.vmap(lambda k: init(k, shape[1:], dtype))(
+        jax.random.split(key, num_units)
+    )
+
+
+def leaf_shape(shape: tuple[int, ...], num_units: int | None) -> tuple[int, ...]:
+    return shape if num_units is None else (num_units, *shape)
+
+
+class RoutedConv(nn.Module):
+    """2-D convolution, [B, H, W, C] -> [B, OH, OW, O]; each row through its own unit's kernel when routed.
+
+    Attributes:
+      features: O.
+      kernel_size: (kh, kw).
+      strides: step in both directions.
+      padding: zeros on every side; None means ``kh // 2``.
+      use_bias: whether to add a bias.
+      num_units: N, or None for the plain layer.
+      plan: the stage's route plan; needed when routed.
+      dtype: compute type; parameters are float32.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: int | None = None
+    use_bias: bool = False
+    num_units: int | None = None
+    plan: RoutePlan | None = None
+    dtype: Any = jnp.float32
+    backend: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = leaf_shape((*self.kernel_size, x.shape[-1], self.features), self.num_units)
+        kernel = self.param("kernel", per_unit(kernel_init, self.num_units), shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.num_units is None:
+            y = ops.conv(x, kernel, strides=self.strides, padding=self.padding)
+        else:
+            y = ops.routed_conv(
+                x, kernel, self.plan, strides=self.strides, padding=self.padding, backend=self.backend
+            )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
+            if self.num_units is not None:
+                bias = rows_of_units(bias, self.plan)[:, None, None, :]
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class RoutedBatchNorm(nn.Module):
+    """Batch normalisation over the inputs each unit got; its scale, bias and running statistics are the unit's own.
+
+    Running statistics move by ``r <- momentum r + (1 - momentum) batch`` with the biased variance, over the
+    global batch; those of a unit that got no input stay as they are.
+
+    Attributes:
+      train: batch statistics if True, running ones if False.
+      axis_name: mesh axis of the global batch, or None.
+    """
+
+    train: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    num_units: int | None = None
+    plan: RoutePlan | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = leaf_shape((x.shape[-1],), self.num_units)
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if not self.train:
+            return ops.normalize(x, mean.value, variance.value, scale, bias, self.plan, self.epsilon)
+        axis_name = None if self.is_initializing() else self.axis_name
+        batch = ops.batch_moments(x, self.plan, axis_name)
+        if not self.is_initializing():
+            used = batch.count[..., None] > 0
+            for running, value in ((mean, batch.mean), (variance, batch.variance)):
+                moved = self.momentum * running.value + (1.0 - self.momentum) * value
+                running.value = jax.lax.stop_gradient(jnp.where(used, moved, running.value))
+        return ops.normalize(x, batch.mean, batch.variance, scale, bias, self.plan, self.epsilon)
+
+
+class ConditionalAttention(nn.Module):
+    """Squeeze-and-excitation that also sees the routing result (eqs. 6-8), shared by a stage's units.
+
+    ``s = sigmoid(W_e [relu(W_s GAP(f)); onehot(R)])``, ``f <- s f`` channel by channel.
+
+    Attributes:
+      num_units: N, the length of the one-hot condition; None leaves the condition out (plain SE).
+      reduction: C over the hidden width.
+    """
+
+    num_units: int | None
+    reduction: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array, assignment: jax.Array | None) -> jax.Array:
+        """x [B, H, W, C] and assignment [B] int32 (row by row) -> [B, H, W, C]."""
+        channels = x.shape[-1]
+        hidden = max(1, channels // self.reduction)
+        code = nn.relu(nn.Dense(hidden, use_bias=False, name="squeeze")(global_average_pool(x)))
+        if self.num_units is not None:
+            code = jnp.concatenate([code, jax.nn.one_hot(assignment, self.num_units)], axis=-1)
+        gate = nn.sigmoid(nn.Dense(channels, use_bias=False, name="excite")(code))
+        return x * gate[:, None, None, :].astype(x.dtype)
+
+
+class Layers(NamedTuple):
+    """What a block builds itself from: the same block is the plain backbone's and a procedure's.
+
+    ``conv`` and ``norm`` are ``RoutedConv`` and ``RoutedBatchNorm`` with everything bound that the network
+    decides (units, plan, training, compute type, mesh axis). A block says ``layers.conv(64, (3, 3))(x)``.
+
+    Attributes:
+      conv, norm: module constructors.
+      train: whether this is training.
+      keys: [B] random keys, row by row, for dropout and the like; None in evaluation.
+    """
+
+    conv: Any
+    norm: Any
+    train: bool = False
+    keys: jax.Array | None = None

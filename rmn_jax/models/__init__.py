@@ -1,0 +1,38 @@
+"""Backbones by name, and the network that routes them."""
+
+import difflib
+from collections.abc import Callable
+
+from rmn_jax.errors import UserError
+from rmn_jax.models.resnet import resnet8, resnet18, resnet50
+from rmn_jax.models.rmn import ATTENTIONS, RMN, Backbone, Outputs
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "resnet8": resnet8,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
+
+
+def create_backbone(name: str, num_classes: int, image_size: int, small_stem: str = "7x7") -> Backbone:
+    """The backbone of that name, shaped for square images of ``image_size`` pixels.
+
+    Args:
+      name: a key of ``BACKBONES``.
+      num_classes: K.
+      image_size: 64 or less drops the first two downsamplings.
+      small_stem: "7x7" (the paper's multiply-adds) or "3x3", for small images.
+
+    Raises:
+      UserError: unknown name or stem.
+    """
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"unknown backbone {name!r}{hint} Known: {', '.join(sorted(BACKBONES))}.")
+    if small_stem not in ("7x7", "3x3"):
+        raise UserError(f"unknown model.small_stem {small_stem!r}; use '7x7' or '3x3'.")
+    return BACKBONES[name](num_classes, image_size, small_stem)
+
+
+__all__ = ["ATTENTIONS", "BACKBONES", "RMN", "Backbone", "Outputs", "create_backbone"]

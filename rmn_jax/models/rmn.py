@@ -1,0 +1,158 @@
+"""The network: a backbone's stem, stages and head, with routing by memory between them.
+
+    image -> stem -> [ route -> sort -> procedure -> attention ] x S -> unsort -> head -> logits
+
+Axes: B inputs, N units, S stages, H W, C channels, K classes (see ``rmn_jax``).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmn_jax import routing
+from rmn_jax.dispatch import invert, make_plan, permute
+from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv
+
+ATTENTIONS = ("none", "se", "conditional")
+
+
+class Backbone(NamedTuple):
+    """A plain CNN in the three parts that routing needs, each called as ``part(layers=..., name=...)``.
+
+    A part is a module class with its settings bound, say ``functools.partial(Stage, features=64)``; ``layers``
+    (see ``rmn_jax.layers.Layers``) is where it takes its convolutions and norms from.
+
+    Attributes:
+      stem: P0, what comes before the first routed stage: image [B, H, W, 3] -> f_0.
+      stages: the runs of blocks between downsamplings, each [B, H, W, C] -> [B, H', W', C'].
+      head: f_S -> logits [B, K].
+    """
+
+    stem: Callable[..., nn.Module]
+    stages: tuple[Callable[..., nn.Module], ...]
+    head: Callable[..., nn.Module]
+
+
+class Outputs(NamedTuple):
+    """All that a forward pass knows, in the batch's order; what is not used is never computed under jit.
+
+    Attributes:
+      logits: [B, K] float32.
+      stages: S feature maps f_1 .. f_S, [B, H_i, W_i, C_i].
+      pooled: S vectors GAP(f_{i-1}) that stage i routes by, [B, C_{i-1}] float32.
+      assignment: [S, B] int32: the unit (routed) or the condition (plain with attention); -1 where there is none.
+      distances: S arrays [B, N] float32 of squared distances to the memories; empty when plain.
+    """
+
+    logits: jax.Array
+    stages: tuple[jax.Array, ...]
+    pooled: tuple[jax.Array, ...]
+    assignment: jax.Array
+    distances: tuple[jax.Array, ...]
+
+
+class RMN(nn.Module):
+    """A backbone, plain or routed by memory.
+
+    Variables: ``params`` and ``batch_stats`` under ``stem``, ``stage1`` .. ``stageS``, ``attention1`` ..,
+    ``head``; when routed every leaf below a stage has a leading axis N, and ``memory`` holds ``memory1`` ..,
+    [N, C] float32.
+
+    Attributes:
+      backbone: its three parts.
+      num_units: N.
+      routed: False is the plain backbone ("Original", and step 1).
+      attention: "none", "se" (no condition) or "conditional".
+      axis_name: mesh axis of the global batch, or None.
+      dtype: compute type of convolutions; parameters, statistics, memories and distances are float32.
+      backend: of the routed convolutions, see ``rmn_jax.ops.conv``.
+    """
+
+    backbone: Backbone
+    num_units: int = 8
+    routed: bool = True
+    attention: str = "none"
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+    backend: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        assignment: jax.Array | None = None,
+        keys: jax.Array | None = None,
+    ) -> Outputs:
+        """Runs the network.
+
+        Args:
+          images: [B, H, W, 3] float32, normalised.
+          train: batch statistics (True) or running ones.
+          assignment: [S, B] int32 overrides the routing, or the condition when plain.
+          keys: [B] random keys, one an input, for what is drawn at random: the condition of a plain
+            network with conditional attention, dropout. Results do not depend on how a batch is cut over devices.
+        """
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"unknown attention {self.attention!r}; one of {ATTENTIONS}")
+        batch = images.shape[0]
+        # Row r of the feature map belongs to input example[r]: stages sort what the stage before left sorted.
+        example = jnp.arange(batch, dtype=jnp.int32)
+        x = self.backbone.stem(layers=self._layers(train, keys, None), name="stem")(images.astype(self.dtype))
+        stages, pooled, assignments, distances = [], [], [], []
+        for i, make_stage in enumerate(self.backbone.stages):
+            back = invert(example)
+            stage_input = routing.global_average_pool(x)
+            pooled.append(permute(stage_input, back, example))
+            plan = None
+            if self.routed:
+                memory = self.variable(
+                    "memory", f"memory{i + 1}", jnp.zeros, (self.num_units, x.shape[-1]), jnp.float32
+                ).value
+                distance = routing.squared_distances(jax.lax.stop_gradient(stage_input), memory)
+                distances.append(permute(distance, back, example))
+                unit = jnp.argmin(distance, axis=-1).astype(jnp.int32) if assignment is None else assignment[i][example]
+                plan = make_plan(unit, self.num_units)
+                x = permute(x, plan.order, plan.inverse)
+                example = example[plan.order]
+                back, unit = invert(example), plan.unit
+            else:
+                unit = self._condition(i, batch, assignment, keys)
+            row_keys = None if keys is None else keys[example]
+            x = make_stage(layers=self._layers(train, row_keys, plan), name=f"stage{i + 1}")(x)
+            if self.attention != "none":
+                condition = self.num_units if self.attention == "conditional" else None
+                x = ConditionalAttention(condition, name=f"attention{i + 1}")(x, unit)
+            assignments.append(unit[back])
+            stages.append(permute(x, back, example))
+        logits = self.backbone.head(layers=self._layers(train, keys, None), name="head")(stages[-1])
+        return Outputs(
+            logits.astype(jnp.float32), tuple(stages), tuple(pooled), jnp.stack(assignments), tuple(distances)
+        )
+
+    def _layers(self, train: bool, keys, plan) -> Layers:
+        units = None if plan is None else self.num_units
+        return Layers(
+            conv=functools.partial(RoutedConv, num_units=units, plan=plan, dtype=self.dtype, backend=self.backend),
+            norm=functools.partial(
+                RoutedBatchNorm, num_units=units, plan=plan, train=train, axis_name=self.axis_name
+            ),
+            train=train,
+            keys=keys,
+        )
+
+    def _condition(self, stage: int, batch: int, assignment, keys) -> jax.Array:
+        """The plain network's condition: given, or uniform at random for each input and stage (step 1)."""
+        if self.attention != "conditional":
+            return jnp.full((batch,), -1, jnp.int32)
+        if assignment is not None:
+            return assignment[stage]
+        if keys is None:
+            raise ValueError("a plain network with conditional attention needs keys (or an assignment)")
+        draw = lambda key: jax.random.randint(jax.random.fold_in(key, stage), (), 0, self.num_units)  # noqa: E731
+        return jax.vmap(draw)(keys).astype(jnp.int32)

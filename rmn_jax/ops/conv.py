@@ -1,0 +1,141 @@
+"""Convolution with one kernel a unit, exact for any load, at the plain convolution's arithmetic.
+
+``routed_conv`` takes a batch sorted by unit and applies to each row its own unit's kernel. The three
+passes (output, input gradient, kernel gradient) are written out per backend under one ``custom_vjp``;
+``conv`` is the plain layer through the same machinery, so that plain and routed networks are compared on
+equal terms. Axes: B inputs, N units, H W, C channels in, O channels out (see ``rmn_jax``).
+
+Backends, chosen by platform and overridable by name:
+
+    loop    nested loops over units and tiles of their rows, dynamic trip counts (CPU)
+    visits  one loop with a static number of tile visits, never waiting for the host (GPU, TPU)
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmn_jax.dispatch import RoutePlan
+from rmn_jax.ops import loop, visits
+from rmn_jax.ops.window import Window, convolve, input_gradient, subsampled
+
+BACKENDS = {"loop": loop, "visits": visits}
+
+
+class _Static(NamedTuple):
+    window: Window
+    backend: str
+
+
+def default_backend() -> str:
+    """The routed backend for the platform that JAX runs on: "loop" on CPU, "visits" elsewhere."""
+    return "loop" if jax.default_backend() == "cpu" else "visits"
+
+
+def routed_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    plan: RoutePlan,
+    *,
+    strides: int = 1,
+    padding: int | None = None,
+    backend: str = "auto",
+) -> jax.Array:
+    """2-D convolution of each row with its own unit's kernel (eq. 5 for one layer).
+
+    Args:
+      x: [B, H, W, C], sorted by ``plan``.
+      kernel: [N, kh, kw, C, O], of x's dtype.
+      plan: the stage's route plan.
+      strides: step in both directions, in pixels.
+      padding: zeros on every side; None means ``kh // 2``, PyTorch's usual "same".
+      backend: "auto" or a name in ``BACKENDS``.
+
+    Returns:
+      [B, OH, OW, O], sorted as x.
+
+    Raises:
+      ValueError: unknown backend, or shapes that do not fit.
+    """
+    backend = default_backend() if backend == "auto" else backend
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; one of {sorted(BACKENDS)}")
+    if kernel.ndim != 5 or kernel.shape[3] != x.shape[-1] or kernel.shape[0] != plan.num_units:
+        raise ValueError(
+            f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, C, O]"
+        )
+    window = Window.make(kernel.shape[1:3], strides, padding)
+    x, window = subsampled(x, window)
+    return _routed(_Static(window, backend), x, kernel, plan)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _routed(static, x, kernel, plan):
+    return BACKENDS[static.backend].forward(x, kernel, plan, static.window)
+
+
+def _routed_forward(static, x, kernel, plan):
+    return _routed(static, x, kernel, plan), (x, kernel, plan)
+
+
+def _routed_backward(static, residuals, cotangent):
+    x, kernel, plan = residuals
+    backend = BACKENDS[static.backend]
+    dx = backend.input_gradient(cotangent, kernel, plan, static.window, x.shape)
+    dkernel = backend.kernel_gradient(x, cotangent, plan, static.window, kernel.shape)
+    no_gradient = jax.tree.map(lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0), plan)
+    return dx, dkernel.astype(kernel.dtype), no_gradient
+
+
+_routed.defvjp(_routed_forward, _routed_backward)
+
+
+def conv(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | None = None) -> jax.Array:
+    """The plain 2-D convolution, in the fastest form we know on the platform.
+
+    On CPU the kernel gradient is taken tile by tile, as the routed one is: XLA's own form is several times
+    slower at most of ResNet's shapes. Elsewhere this is ``lax.conv_general_dilated``, gradients included.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [kh, kw, C, O], of x's dtype.
+      strides, padding: as in ``routed_conv``.
+
+    Returns:
+      [B, OH, OW, O].
+    """
+    window = Window.make(kernel.shape[:2], strides, padding)
+    if jax.default_backend() != "cpu":
+        return convolve(x, kernel, window)
+    x, window = subsampled(x, window)
+    return _plain(window, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _plain(window, x, kernel):
+    return convolve(x, kernel, window)
+
+
+def _plain_forward(window, x, kernel):
+    return _plain(window, x, kernel), (x, kernel)
+
+
+def _plain_backward(window, residuals, cotangent):
+    x, kernel = residuals
+    batch = x.shape[0]
+    one_group = RoutePlan(
+        unit=jnp.zeros((batch,), jnp.int32),
+        order=jnp.arange(batch),
+        inverse=jnp.arange(batch),
+        sizes=np.array([batch], np.int32),
+        offsets=np.array([0], np.int32),
+    )
+    dx = input_gradient(cotangent, kernel, window, x.shape)
+    dkernel = loop.kernel_gradient(x, cotangent, one_group, window, (1, *kernel.shape))
+    return dx, dkernel[0].astype(kernel.dtype)
+
+
+_plain.defvjp(_plain_forward, _plain_backward)

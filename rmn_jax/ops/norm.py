@@ -1,0 +1,81 @@
+"""Batch normalisation over each unit's own inputs, by segment sums on a sorted batch.
+
+Axes: B inputs (sorted by unit), N units, H W, C channels (see ``rmn_jax``).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rmn_jax.dispatch import RoutePlan
+
+
+class Moments(NamedTuple):
+    """``mean`` and ``variance`` (biased), [C] or [N, C] float32, and ``count``, [] or [N]: values averaged."""
+
+    mean: jax.Array
+    variance: jax.Array
+    count: jax.Array
+
+
+def batch_moments(x: jax.Array, plan: RoutePlan | None, axis_name: str | None = None) -> Moments:
+    """Mean and biased variance over the global batch and all positions, of each unit's inputs alone.
+
+    One reduction over devices carries (sum, sum of squares, count) together.
+
+    Args:
+      x: [B, H, W, C], sorted by ``plan``.
+      plan: the stage's plan; None takes the batch as one group (the plain layer).
+      axis_name: mesh axis to sum over, or None on one device.
+
+    Returns:
+      Moments of shape [N, C] with a plan, [C] without. A unit without inputs has count 0, mean 0, variance 0.
+    """
+    x = x.astype(jnp.float32)
+    positions = x.shape[1] * x.shape[2]
+    if plan is None:
+        # A column for the count lets one reduction carry all three.
+        count = jnp.full((1,), x.shape[0] * positions, jnp.float32)
+        sums = jnp.concatenate([jnp.sum(x, (0, 1, 2)), jnp.sum(x * x, (0, 1, 2)), count])
+    else:
+        rows = jnp.concatenate([jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))], axis=-1)
+        member = jax.nn.one_hot(plan.unit, plan.num_units, axis=0, dtype=jnp.float32)
+        sums = jnp.matmul(member, rows, precision=jax.lax.Precision.HIGHEST)
+        sums = jnp.concatenate([sums, (plan.sizes * positions).astype(jnp.float32)[:, None]], axis=-1)
+    if axis_name is not None:
+        sums = jax.lax.psum(sums, axis_name)
+    total, squares, count = jnp.split(sums, [x.shape[-1], 2 * x.shape[-1]], axis=-1)
+    divisor = jnp.maximum(count, 1.0)
+    mean = total / divisor
+    variance = jnp.maximum(squares / divisor - mean * mean, 0.0)
+    return Moments(mean, variance, count[..., 0])
+
+
+def normalize(x, mean, variance, scale, bias, plan: RoutePlan | None, epsilon: float) -> jax.Array:
+    """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` with each row's own unit's vectors.
+
+    Args:
+      x: [B, H, W, C], sorted by ``plan``.
+      mean, variance, scale, bias: [N, C] float32 with a plan, [C] without.
+      plan: the stage's plan, or None.
+      epsilon: added to the variance.
+
+    Returns:
+      [B, H, W, C] in x's dtype.
+    """
+    factor = scale * jax.lax.rsqrt(variance + epsilon)
+    shift = bias - mean * factor
+    if plan is not None:
+        factor, shift = (rows_of_units(v, plan)[:, None, None, :] for v in (factor, shift))
+    return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
+
+
+def rows_of_units(values: jax.Array, plan: RoutePlan) -> jax.Array:
+    """Each row's own unit's vector: [N, C] -> [B, C].
+
+    A product with the one-hot membership, not a gather: its gradient is then a product as well, where the
+    gather's would be a scatter-add, slow and on some devices not reproducible.
+    """
+    member = jax.nn.one_hot(plan.unit, plan.num_units, dtype=values.dtype)
+    return jnp.matmul(member, values, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,94 @@
+"""Backend "visits": one loop over a static number of tile visits, each with a unit looked up in a table.
+
+A group of n rows takes ceil(n / b) tiles of b, so N groups of B rows together never take more than
+floor((B + N (b - 1)) / b) visits. That bound is static: the loop's trip count is known when it is compiled, and an
+accelerator never waits for the host to read a load. Visits past the last tile change nothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rmn_jax.dispatch import RoutePlan
+from rmn_jax.ops import window as single
+from rmn_jax.ops.window import Window
+
+_INPUTS_A_TILE = 32
+
+
+class Visits(NamedTuple):
+    """For each visit: its ``unit``, the first row ``low`` and the row after the last, ``high``; [V] int32 each."""
+
+    unit: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+
+def bound(batch: int, num_units: int, length: int) -> int:
+    """The most visits that any load of ``batch`` rows over ``num_units`` can take."""
+    return (batch + num_units * (length - 1)) // length
+
+
+def schedule(plan: RoutePlan, batch: int, length: int) -> Visits:
+    """The tiles of all groups in order; unused visits have ``low == high``."""
+    tiles = -(-plan.sizes // length)
+    ends = jnp.cumsum(tiles)
+    visit = jnp.arange(bound(batch, plan.num_units, length), dtype=jnp.int32)
+    unit = jnp.minimum(jnp.searchsorted(ends, visit, side="right"), plan.num_units - 1).astype(jnp.int32)
+    low = plan.offsets[unit] + (visit - (ends - tiles)[unit]) * length
+    high = jnp.minimum(low + length, plan.offsets[unit] + plan.sizes[unit])
+    used = visit < ends[-1]
+    return Visits(unit, jnp.where(used, low, 0), jnp.where(used, high, 0))
+
+
+def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
+    """[B, H, W, C] sorted, [N, kh, kw, C, O] -> [B, OH, OW, O]."""
+    return _map_visits(x, kernel, plan, lambda tile, own: single.convolve(tile, own, window))
+
+
+def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
+    """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
+    turned = single.flipped(kernel)
+    return _map_visits(
+        dy, turned, plan, lambda tile, own: single.convolve_flipped(tile, own, window, shape[1:3])
+    )
+
+
+def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
+    """[B, H, W, C] and [B, OH, OW, O] sorted -> [N, kh, kw, C, O] of ``shape``, float32."""
+    batch = x.shape[0]
+    length = min(batch, _INPUTS_A_TILE)
+
+    def visit(result, tile):
+        start, own = _rows(tile, batch, length)
+        tile_x = lax.dynamic_slice_in_dim(x, start, length)
+        tile_dy = jnp.where(own, lax.dynamic_slice_in_dim(dy, start, length), 0)
+        total = lax.dynamic_index_in_dim(result, tile.unit, keepdims=False)
+        total = total + single.kernel_gradient(tile_x, tile_dy, window)
+        return lax.dynamic_update_index_in_dim(result, total, tile.unit, 0), None
+
+    return lax.scan(visit, jnp.zeros(shape, jnp.float32), schedule(plan, batch, length))[0]
+
+
+def _map_visits(x, kernel, plan: RoutePlan, function) -> jax.Array:
+    batch = x.shape[0]
+    length = min(batch, _INPUTS_A_TILE)
+    result = jax.eval_shape(function, x, kernel[0])
+
+    def visit(out, tile):
+        start, own = _rows(tile, batch, length)
+        own_kernel = lax.dynamic_index_in_dim(kernel, tile.unit, keepdims=False)
+        value = function(lax.dynamic_slice_in_dim(x, start, length), own_kernel)
+        kept = lax.dynamic_slice_in_dim(out, start, length)
+        return lax.dynamic_update_slice_in_dim(out, jnp.where(own, value, kept), start, 0), None
+
+    return lax.scan(visit, jnp.zeros(result.shape, result.dtype), schedule(plan, batch, length))[0]
+
+
+def _rows(tile: Visits, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """Where to slice for a visit, and which of the sliced rows are its own ([length, 1, 1, 1] bool)."""
+    start = jnp.minimum(tile.low, batch - length)
+    rows = start + jnp.arange(length, dtype=jnp.int32)
+    return start, ((rows >= tile.low) & (rows < tile.high))[:, None, None, None]
