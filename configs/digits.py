@@ -12,8 +12,8 @@ from rmn_jax.config import default_config
 def get_config(variant: str = "rmn"):
     config = default_config()
     config.method = variant
-    config.epochs = 30
-    config.stem_epochs = 10
+    config.epochs = 60
+    config.stem_epochs = 20
     config.batch_size = 128
     config.eval_batch_size = 360
 
@@ -28,5 +28,5 @@ def get_config(variant: str = "rmn"):
     config.data.augment = "crop"
     config.data.crop_padding = 1
 
-    config.checkpoint.every_epochs = 5
+    config.checkpoint.every_epochs = 10
     return config

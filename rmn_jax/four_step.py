@@ -106,7 +106,7 @@ def extract_features(run: Run, stem: TrainState, split: str = "train") -> list[n
     extract = make_extract_step(run.model(routed=False), run.preprocess.evaluate, run.mesh)
     parts = []
     for batch in run.dataset.eval_batches(split):
-        pooled, mask = extract(stem.variables, batch, run.eval_key), batch["mask"]
+        (pooled, _), mask = extract(stem.variables, batch, run.eval_key), batch["mask"]
         if jax.process_count() > 1:
             pooled, mask = multihost_utils.process_allgather((pooled, mask), tiled=True)
         mask = np.asarray(mask)

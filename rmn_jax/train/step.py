@@ -150,11 +150,13 @@ def make_eval_step(model: RMN, prepare: Callable[[jax.Array], jax.Array], mesh: 
 
 
 def make_extract_step(model: RMN, prepare: Callable[[jax.Array], jax.Array], mesh: Mesh):
-    """The jitted ``(variables, batch, key) -> S arrays [B, C]`` of pooled stage inputs, in evaluation mode."""
+    """The jitted ``(variables, batch, key) -> (pooled, assignment)`` in evaluation mode: S arrays [B, C], and [S, B]."""
 
     def extract(variables: dict, batch: dict, key: jax.Array):
-        return model.apply(variables, prepare(batch["image"]), keys=example_keys(key, batch["index"])).pooled
+        outputs = model.apply(variables, prepare(batch["image"]), keys=example_keys(key, batch["index"]))
+        return outputs.pooled, outputs.assignment
 
+    out_specs = (P(AXIS), P(None, AXIS))
     return jax.jit(
-        jax.shard_map(extract, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(AXIS), check_vma=False)
+        jax.shard_map(extract, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=out_specs, check_vma=False)
     )
