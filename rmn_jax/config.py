@@ -6,6 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from rmn_jax import ops
 from rmn_jax.errors import UserError
 from rmn_jax.models import ATTENTIONS, BACKBONES
 
@@ -85,6 +86,7 @@ def validate(config: ConfigDict, device_count: int) -> None:
     one_of("method", ("rmn", "plain"))
     one_of("model.backbone", BACKBONES)
     one_of("model.attention", ATTENTIONS)
+    one_of("model.backend", ("auto", *ops.BACKENDS))
     one_of("optimizer.name", ("sgd", "rmsprop"))
     one_of("learning_rate.scaling", ("none", "linear"))
     one_of("dtype", ("auto", "float32", "bfloat16"))

@@ -47,10 +47,10 @@ def run_training(run: Run) -> dict[str, Any]:
         if step == 1:
             state = loop.train(run, state, step=1, until=run.stem_updates)
             if routed:
-                run.check_stop(state, 1)
+                run.check_stop(state, run.stem_updates, 1)
                 state = initialise_memories(run, clone_procedures(run, state), stem=state)
                 run.save(state, 3)
-                run.check_stop(state, 3)
+                run.check_stop(state, run.stem_updates, 3)
         if routed:
             state = loop.train(run, state, step=4, until=run.total_updates)
         result = loop.evaluate(run, state, routed)

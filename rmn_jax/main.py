@@ -88,12 +88,13 @@ def load_config(page: str, overrides: Sequence[str] = ()):
     if not pathlib.Path(page.split(":")[0]).is_file():
         raise UserError(f"no configuration {page.split(':')[0]}; the ready ones are in configs/, say configs/digits.py")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    typed = ["rmn", f"--config={page}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=typed)
     unknown = [word for word in overrides if not word.startswith("--config.")]
     if unknown:
         raise UserError(f"unknown argument {unknown[0]!r} (see rmn train --help)")
     try:
-        values(["rmn", f"--config={page}", *overrides])
+        values(typed)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(_config_problem(page, overrides, error)) from None
     return values.config

@@ -34,7 +34,9 @@ def route_split(run: Run, state: TrainState, routed: bool = True, split: str = "
     extract = make_extract_step(run.model(routed), run.preprocess.evaluate, run.mesh)
     pooled, assignment, label = [], [], []
     for batch in run.dataset.eval_batches(split):
-        parts = jax.device_get((*extract(state.variables, batch, run.eval_key), batch["label"], batch["mask"]))
+        parts = jax.device_get(
+            (*extract(state.variables, batch, run.eval_key), batch["label"], batch["mask"])
+        )
         mask = parts[3]
         pooled.append([stage[mask] for stage in parts[0]])
         assignment.append(parts[1][:, mask])
@@ -86,13 +88,13 @@ def images_at(run: Run, positions: np.ndarray, split: str = "eval") -> dict[int,
 def draw(nearest: Nearest, images: dict[int, np.ndarray], path: pathlib.Path, title: str) -> pathlib.Path:
     """A page of all stages: a row a memory with its share of the split and its nearest images; a PNG at ``path``."""
     num_stages, num_units, top = nearest.index.shape
-    figure = Figure(figsize=(1.2 + num_stages * (0.5 * top + 0.9), 0.62 * num_units + 1.1), dpi=160)
+    figure = Figure(figsize=(num_stages * (0.52 * top + 0.8), 0.56 * num_units + 0.8), dpi=160)
     figure.suptitle(title, fontsize=11)
     columns = figure.subfigures(1, num_stages)
     for stage, column in enumerate(np.atleast_1d(columns)):
-        column.suptitle(f"\nstage {stage + 1}", fontsize=9)
+        column.suptitle(f"stage {stage + 1}", fontsize=9, y=1 - 0.36 / figure.get_figheight())
         axes = column.subplots(num_units, top, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.12})
-        column.subplots_adjust(left=0.24, right=0.98, top=0.78 if num_units < 6 else 0.86, bottom=0.03)
+        column.subplots_adjust(left=0.15, right=0.98, top=1 - 0.66 / figure.get_figheight(), bottom=0.02)
         share = nearest.load[stage] / max(1, nearest.load[stage].sum())
         for unit in range(num_units):
             for place in range(top):

@@ -60,8 +60,8 @@ def _train_epoch(run: Run, state: TrainState, update: int, end: int, step: int) 
                 jax.block_until_ready(loss)  # the first update may compile; it is left out of the timing
                 begun, first = time.perf_counter(), update
             run.reporter.advance(float(pending.pop(0)) if len(pending) > _IN_FLIGHT else None)
-            if run.stop_requested and update < end:
-                run.check_stop(state, step)
+            if update < end:
+                run.check_stop(state, update, step)
         jax.block_until_ready(state)
     finally:
         run.reporter.end_epoch()

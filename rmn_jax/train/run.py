@@ -111,7 +111,7 @@ class Run:
     def initial_state(self, routed: bool = False) -> TrainState:
         """The state before the first update (plain), or one of the routed network's shapes (a restore target)."""
         model = self.model(routed)
-        variables = model.init(
+        variables = jax.jit(model.init)(
             jax.random.fold_in(self.key, 0),
             jnp.zeros((2, *self.info.image_shape)),
             keys=jax.random.split(self.key, 2),
@@ -146,11 +146,16 @@ class Run:
         """A checkpoint of this state."""
         self.checkpoints.save(state, Position(int(state.update), step))
 
-    def check_stop(self, state: TrainState, step: int) -> None:
+    def should_stop(self, update: int, step: int) -> bool:
+        """Whether to stop here, after ``update`` updates in ``step``; asked between updates and between steps."""
+        del update, step
+        return self.stop_requested
+
+    def check_stop(self, state: TrainState, update: int, step: int) -> None:
         """Saves and raises ``Preempted`` if the process was asked to stop."""
-        if self.stop_requested:
+        if self.should_stop(update, step):
             self.save(state, step)
-            raise Preempted(f"stopped after update {int(state.update)}; the same command goes on from there")
+            raise Preempted(f"stopped after update {update}; the same command goes on from there")
 
     @contextlib.contextmanager
     def stopping_on_signals(self):

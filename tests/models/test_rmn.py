@@ -1,0 +1,182 @@
+"""The composed network: what routing may change, and what it must not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmn_jax.cloning import clone, permute_units
+from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models.resnet import Bottleneck, resnet
+
+UNITS = 3
+
+
+def backbones():
+    return {
+        "basic": create_backbone("resnet8", 10, 8),
+        "bottleneck": resnet(Bottleneck, (2, 1), 8, 10, stem_kernel=7, stem_strides=2, pool=True),
+    }
+
+
+def plain_network(backbone, attention):
+    """A plain network with statistics away from their start, and a routed one right after cloning."""
+    plain = RMN(backbone, UNITS, routed=False, attention=attention)
+    images = jax.random.normal(jax.random.key(1), (24, 16, 16, 3))
+    keys = jax.random.split(jax.random.key(2), 24)
+    variables = jax.jit(plain.init)(jax.random.key(0), images, keys=keys)
+    in_training = functools.partial(plain.apply, train=True, mutable=["batch_stats"])
+    _, changed = jax.jit(in_training)(variables, images, keys=keys)
+    return plain, {**variables, **changed}, images
+
+
+def cloned(plain, variables, images, seed):
+    """A routed network with spread-out random memories, so that every unit is used."""
+    routed = plain.clone(routed=True)
+    pooled = jax.jit(plain.apply)(variables, images, keys=jax.random.split(jax.random.key(0), len(images))).pooled
+    rng = np.random.default_rng(seed)
+    memory = {
+        f"memory{i + 1}": p[rng.choice(len(images), UNITS, replace=False)] for i, p in enumerate(pooled)
+    }
+    return routed, {**{name: clone(tree, UNITS) for name, tree in variables.items()}, "memory": memory}
+
+
+@pytest.mark.parametrize("attention", ["none", "se", "conditional"])
+@pytest.mark.parametrize("name", backbones())
+def test_right_after_cloning_routed_logits_are_the_stems(name, attention):
+    plain, variables, images = plain_network(backbones()[name], attention)
+    for seed in (0, 1):
+        routed, routed_variables = cloned(plain, variables, images, seed)
+        result = jax.jit(routed.apply)(routed_variables, images)
+        assert len(np.unique(result.assignment)) > 1  # otherwise nothing was routed
+        # Attention sees the assignment, so the stem is given the same condition.
+        expected = jax.jit(plain.apply)(variables, images, assignment=result.assignment)
+        np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        for a, b in zip(result.stages, expected.stages, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        for a, b in zip(result.pooled, expected.pooled, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_renumbering_units_with_their_memories_changes_nothing(train):
+    plain, variables, images = plain_network(backbones()["basic"], "se")
+    routed, variables = cloned(plain, variables, images, 0)
+    # Make the clones differ.
+    noise = jax.random.key(5)
+    variables["params"] = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jax.random.normal(noise, leaf.shape), variables["params"]
+    )
+    orders = {"stage1": jnp.array([2, 0, 1]), "stage2": jnp.array([1, 0, 2]), "stage3": jnp.array([0, 2, 1])}
+    renumbered = permute_units(variables, orders | {f"memory{i}": orders[f"stage{i}"] for i in (1, 2, 3)})
+
+    def run(variables):
+        return routed.apply(variables, images, train=train, mutable=["batch_stats"])
+
+    one, one_stats = jax.jit(run)(variables)
+    other, other_stats = jax.jit(run)(renumbered)
+    np.testing.assert_allclose(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+    for i in range(3):
+        order = np.asarray(orders[f"stage{i + 1}"])
+        np.testing.assert_array_equal(one.assignment[i], order[np.asarray(other.assignment[i])])
+    expected = permute_units(one_stats, orders)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), other_stats, expected)
+
+
+def test_every_input_takes_its_own_units_way():
+    """The routed network against running each input alone through the plain network its way is made of."""
+    plain, variables, images = plain_network(backbones()["basic"], "none")
+    routed, variables = cloned(plain, variables, images, 0)
+    variables["params"] = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(6), leaf.shape), variables["params"]
+    )
+    result = jax.jit(routed.apply)(variables, images)
+    alone = jax.jit(plain.apply)
+    for example in range(6):
+        way = result.assignment[:, example]
+        own = {
+            name: {
+                part: jax.tree.map(lambda leaf: leaf[way[int(part[5:]) - 1]], tree)
+                if part.startswith("stage")
+                else tree
+                for part, tree in variables[name].items()
+            }
+            for name in ("params", "batch_stats")
+        }
+        one = alone(own, images[example : example + 1])
+        np.testing.assert_allclose(result.logits[example], one.logits[0], rtol=1e-4, atol=1e-4)
+        for i in range(3):  # and at each stage its nearest memory was the one taken
+            distance = np.linalg.norm(one.pooled[i] - variables["memory"][f"memory{i + 1}"], axis=-1)
+            assert int(way[i]) == int(distance.argmin())
+            np.testing.assert_allclose(result.distances[i][example], distance**2, rtol=1e-3, atol=1e-4)
+
+
+def test_one_unit_is_the_plain_network():
+    plain, variables, images = plain_network(backbones()["basic"], "none")
+    routed = plain.clone(routed=True, num_units=1)
+    one = {**{name: clone(tree, 1) for name, tree in variables.items()}}
+    one["memory"] = {f"memory{i + 1}": jnp.zeros((1, c)) for i, c in enumerate((16, 16, 32))}
+    for train in (False, True):
+        (got, got_stats), (expected, stats) = (
+            jax.jit(functools.partial(model.apply, train=train, mutable=["batch_stats"]))(tree, images)
+            for model, tree in ((routed, one), (plain, variables))
+        )
+        np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            got_stats["batch_stats"],
+            clone(stats["batch_stats"], 1),
+        )
+
+
+def test_the_random_condition_is_uniform_and_fresh_for_each_input_and_stage():
+    plain = RMN(create_backbone("resnet8", 10, 8), num_units=4, routed=False, attention="conditional")
+    images = jnp.zeros((400, 4, 4, 3))
+    keys = jax.random.split(jax.random.key(0), 400)
+    variables = jax.jit(plain.init)(jax.random.key(0), images[:1], keys=keys[:1])
+    conditions = np.asarray(jax.jit(plain.apply)(variables, images, keys=keys).assignment)
+    for stage in conditions:
+        # 400 draws of 4: 100 each, standard deviation sqrt(400 x 1/4 x 3/4) = 8.7; four of those are 35.
+        assert np.abs(np.bincount(stage, minlength=4) - 100).max() < 35
+    assert 0.15 < np.mean(conditions[0] == conditions[1]) < 0.35  # stages draw independently: 1/4
+    with pytest.raises(ValueError, match="needs keys"):
+        plain.apply(variables, images)
+
+
+COUNTS = {  # torchvision's at 1000 classes, to the last digit; and the paper's RMN of N = 8 (supplementary Table)
+    ("resnet18", False, "none"): 11_689_512,
+    ("resnet50", False, "none"): 25_557_032,
+    ("resnet18", True, "none"): 89.8e6,
+    ("resnet18", True, "conditional"): 89.9e6,
+    ("resnet50", True, "none"): 190.0e6,
+    ("resnet50", True, "conditional"): 190.7e6,
+}
+
+
+@pytest.mark.parametrize(("name", "routed", "attention"), COUNTS)
+def test_parameter_counts(name, routed, attention):
+    model = RMN(create_backbone(name, 1000, 224), num_units=8, routed=routed, attention=attention)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    expected = COUNTS[name, routed, attention]
+    if isinstance(expected, int):
+        assert count == expected
+    else:
+        assert abs(count - expected) < 0.1e6
+
+
+def test_a_routed_tree_is_the_plain_one_with_an_axis_below_the_stages():
+    backbone = create_backbone("resnet18", 10, 32)
+    images, key = jnp.zeros((1, 32, 32, 3)), jax.random.key(0)
+    plain = jax.eval_shape(RMN(backbone, 5, routed=False).init, key, images)
+    routed = jax.eval_shape(RMN(backbone, 5, routed=True).init, key, images)
+    for name in ("params", "batch_stats"):
+        expected = jax.eval_shape(lambda tree: clone(tree, 5), plain[name])
+        assert jax.tree.map(lambda leaf: leaf.shape, routed[name]) == jax.tree.map(
+            lambda leaf: leaf.shape, expected
+        )
+    assert {name: leaf.shape for name, leaf in routed["memory"].items()} == {
+        "memory1": (5, 64), "memory2": (5, 64), "memory3": (5, 128), "memory4": (5, 256)
+    }  # fmt: skip

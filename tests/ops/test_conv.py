@@ -1,0 +1,106 @@
+"""Routed convolution against a loop over units, each through XLA's own convolution and autodiff."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmn_jax.dispatch import make_plan
+from rmn_jax.ops import conv, routed_conv
+from rmn_jax.ops.conv import BACKENDS
+
+UNITS, BATCH = 4, 43
+
+LOADS = {
+    "random": lambda rng: rng.integers(0, UNITS, BATCH),
+    "a unit with none": lambda rng: rng.choice([0, 3], BATCH),
+    "all to one": lambda rng: np.full(BATCH, 2),
+    "single inputs": lambda rng: np.array([0, 1, 3] + [2] * (BATCH - 3)),
+    "last unit has one": lambda rng: np.array([0] * (BATCH - 1) + [3]),
+}
+
+
+def one_unit(x, kernel, strides):
+    """The oracle for one unit: XLA's convolution with PyTorch's padding."""
+    sides = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    return jax.lax.conv_general_dilated(
+        x, kernel, (strides, strides), sides, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@functools.cache
+def passes(size, strides, backend):
+    """Output and both gradients of a backend, compiled once for all loads."""
+
+    def run(x, kernel, plan, cotangent):
+        output, pull = jax.vjp(lambda x, k: routed_conv(x, k, plan, strides=strides, backend=backend), x, kernel)
+        return output, *pull(cotangent)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize(("size", "strides"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_all_passes_match_a_loop_over_units(backend, size, strides, rng):
+    x = jnp.float32(rng.normal(size=(BATCH, 7, 6, 3)))
+    kernel = jnp.float32(rng.normal(size=(UNITS, size, size, 3, 5)))
+    for name, load in LOADS.items():
+        unit = np.sort(load(rng))
+        plan = make_plan(jnp.int32(unit), UNITS)
+        oracle = functools.partial(one_unit, strides=strides)
+        shape = jax.eval_shape(oracle, x, kernel[0]).shape
+        cotangent = jnp.float32(rng.normal(size=shape))
+        output, dx, dkernel = passes(size, strides, backend)(x, kernel, plan, cotangent)
+        assert output.shape == shape
+        for j in range(UNITS):
+            rows = np.flatnonzero(unit == j)
+            if not len(rows):
+                np.testing.assert_array_equal(dkernel[j], 0, err_msg=name)
+                continue
+            expected, pull = jax.vjp(oracle, x[rows], kernel[j])
+            expected_dx, expected_dkernel = pull(cotangent[rows])
+            np.testing.assert_allclose(output[rows], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(dx[rows], expected_dx, rtol=1e-4, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(dkernel[j], expected_dkernel, rtol=1e-4, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("size", "strides"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_the_plain_convolution_and_its_gradients_are_xlas(size, strides, rng):
+    x = jnp.float32(rng.normal(size=(11, 8, 6, 3)))
+    kernel = jnp.float32(rng.normal(size=(size, size, 3, 5)))
+    expected, expected_pull = jax.vjp(functools.partial(one_unit, strides=strides), x, kernel)
+    output, pull = jax.vjp(functools.partial(conv, strides=strides), x, kernel)
+    cotangent = jnp.float32(rng.normal(size=expected.shape))
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+    for got, wanted in zip(pull(cotangent), expected_pull(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
+
+
+def test_explicit_padding(rng):
+    x, kernel = jnp.float32(rng.normal(size=(5, 6, 6, 2))), jnp.float32(rng.normal(size=(2, 3, 3, 2, 3)))
+    plan = make_plan(jnp.array([0, 0, 1, 1, 1]), 2)
+    output = routed_conv(x, kernel, plan, padding=0)
+    assert output.shape == (5, 4, 4, 3)
+    padded = routed_conv(x, kernel, plan)
+    np.testing.assert_allclose(output, padded[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_bfloat16_accumulates_the_kernel_gradient_in_float32(backend):
+    # 4,096 times 1 is past the 256 above which adding 1 to a bfloat16 changes nothing.
+    x = jnp.ones((64, 8, 8, 1), jnp.bfloat16)
+    plan = make_plan(jnp.zeros(64, jnp.int32), 2)
+    run = lambda k: jnp.sum(routed_conv(x, k, plan, backend=backend).astype(jnp.float32))  # noqa: E731
+    gradient = jax.grad(run)(jnp.ones((2, 1, 1, 1, 1), jnp.bfloat16))
+    assert gradient.ravel().tolist() == [4096, 0]
+
+
+def test_what_does_not_fit_is_refused(rng):
+    x, plan = jnp.ones((4, 5, 5, 3)), make_plan(jnp.zeros(4, jnp.int32), 2)
+    with pytest.raises(ValueError, match="unknown backend 'lop'"):
+        routed_conv(x, jnp.ones((2, 1, 1, 3, 4)), plan, backend="lop")
+    for shape in [(3, 1, 1, 3, 4), (2, 1, 1, 5, 4), (1, 1, 3, 4)]:
+        with pytest.raises(ValueError, match="does not fit"):
+            routed_conv(x, jnp.ones(shape), plan)

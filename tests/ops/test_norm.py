@@ -1,0 +1,92 @@
+"""Batch norm of each unit against computing its sub-batch alone, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmn_jax.dispatch import make_plan
+from rmn_jax.layers import RoutedBatchNorm
+from rmn_jax.ops import batch_moments, normalize
+
+UNIT = np.array([0, 0, 0, 2, 2, 3, 3, 3, 3])  # unit 1 gets nothing
+UNITS = 4
+
+
+def alone(x, scale, bias):
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
+
+
+def test_each_unit_is_normalised_by_its_own_sub_batch(rng):
+    x = rng.normal(2.0, 3.0, size=(9, 4, 5, 6))
+    scale, bias = rng.normal(size=(UNITS, 6)), rng.normal(size=(UNITS, 6))
+    plan = make_plan(jnp.array(UNIT), UNITS)
+    moments = batch_moments(jnp.float32(x), plan)
+    output = normalize(
+        jnp.float32(x), moments.mean, moments.variance, jnp.float32(scale), jnp.float32(bias), plan, 1e-5
+    )
+    for j in (0, 2, 3):
+        rows = UNIT == j
+        np.testing.assert_allclose(moments.mean[j], x[rows].mean((0, 1, 2)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(moments.variance[j], x[rows].var((0, 1, 2)), rtol=1e-4)
+        np.testing.assert_allclose(output[rows], alone(x[rows], scale[j], bias[j]), rtol=1e-4, atol=1e-4)
+    assert moments.count.tolist() == [3 * 20, 0, 2 * 20, 4 * 20]
+
+
+def test_gradients_are_those_of_the_sub_batches_alone(rng):
+    x = jnp.float32(rng.normal(size=(9, 3, 3, 4)))
+    scale, bias = jnp.float32(rng.normal(size=(UNITS, 4))), jnp.float32(rng.normal(size=(UNITS, 4)))
+    weights = jnp.float32(rng.normal(size=x.shape))
+    plan = make_plan(jnp.array(UNIT), UNITS)
+
+    def routed(x, scale, bias):
+        moments = batch_moments(x, plan)
+        return jnp.sum(normalize(x, moments.mean, moments.variance, scale, bias, plan, 1e-5) * weights)
+
+    def separate(x, scale, bias):
+        total = 0.0
+        for j in (0, 2, 3):
+            rows = np.flatnonzero(UNIT == j)
+            part = x[rows]
+            centred = part - part.mean((0, 1, 2))
+            y = centred / jnp.sqrt((centred**2).mean((0, 1, 2)) + 1e-5) * scale[j] + bias[j]
+            total += jnp.sum(y * weights[rows])
+        return total
+
+    got = jax.grad(routed, argnums=(0, 1, 2))(x, scale, bias)
+    expected = jax.grad(separate, argnums=(0, 1, 2))(x, scale, bias)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_units", [None, UNITS])
+def test_running_statistics_move_by_momentum_and_stay_for_a_unit_that_got_nothing(rng, num_units):
+    x = rng.normal(1.0, 2.0, size=(9, 2, 2, 3))
+    plan = None if num_units is None else make_plan(jnp.array(UNIT), UNITS)
+    module = RoutedBatchNorm(train=True, num_units=num_units, plan=plan)
+    variables = module.init(jax.random.key(0), jnp.float32(x))
+    groups = {None: np.full(9, True)} if num_units is None else {j: UNIT == j for j in (0, 2, 3)}
+    before = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+    _, changed = module.apply({**variables, "batch_stats": before}, jnp.float32(x), mutable=["batch_stats"])
+    after = changed["batch_stats"]
+    for j, rows in groups.items():
+        pick = (lambda leaf: leaf) if j is None else (lambda leaf, j=j: leaf[j])
+        # Start: mean 0 + 0.5, variance 1 + 0.5.
+        np.testing.assert_allclose(
+            pick(after["mean"]), 0.9 * 0.5 + 0.1 * x[rows].mean((0, 1, 2)), rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(pick(after["var"]), 0.9 * 1.5 + 0.1 * x[rows].var((0, 1, 2)), rtol=1e-4)
+    if num_units is not None:
+        np.testing.assert_array_equal(after["mean"][1], 0.5)
+        np.testing.assert_array_equal(after["var"][1], 1.5)
+
+
+def test_evaluation_uses_each_rows_own_running_statistics(rng):
+    x = rng.normal(size=(9, 2, 2, 3))
+    mean, variance = rng.normal(size=(UNITS, 3)), rng.uniform(0.5, 2.0, size=(UNITS, 3))
+    module = RoutedBatchNorm(train=False, num_units=UNITS, plan=make_plan(jnp.array(UNIT), UNITS))
+    variables = module.init(jax.random.key(0), jnp.float32(x))
+    variables = {**variables, "batch_stats": {"mean": jnp.float32(mean), "var": jnp.float32(variance)}}
+    expected = (x - mean[UNIT][:, None, None]) / np.sqrt(variance[UNIT][:, None, None] + 1e-5)
+    np.testing.assert_allclose(module.apply(variables, jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)

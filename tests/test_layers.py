@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmn_jax.dispatch import make_plan
+from rmn_jax.layers import ConditionalAttention, RoutedConv, kernel_init, per_unit
+
+
+def test_conditional_attention_is_equations_6_to_8(rng):
+    x, assignment = rng.normal(size=(3, 2, 2, 32)), np.array([1, 0, 3])
+    module = ConditionalAttention(num_units=4)
+    variables = module.init(jax.random.key(0), jnp.float32(x), jnp.array(assignment))
+    squeeze = np.asarray(variables["params"]["squeeze"]["kernel"])
+    excite = np.asarray(variables["params"]["excite"]["kernel"])
+    assert squeeze.shape == (32, 2)  # reduction 16
+    assert excite.shape == (2 + 4, 32)  # the hidden code and a one-hot of length N
+    hidden = np.maximum(x.mean((1, 2)) @ squeeze, 0)
+    gate = 1 / (1 + np.exp(-np.concatenate([hidden, np.eye(4)[assignment]], -1) @ excite))
+    output = module.apply(variables, jnp.float32(x), jnp.array(assignment))
+    np.testing.assert_allclose(output, x * gate[:, None, None, :], rtol=1e-4, atol=1e-5)
+
+
+def test_the_condition_reaches_attention_and_only_the_conditional_one(rng):
+    x = jnp.float32(rng.normal(size=(2, 2, 2, 16)))
+    for num_units, differs in ((4, True), (None, False)):
+        module = ConditionalAttention(num_units=num_units)
+        variables = module.init(jax.random.key(0), x, jnp.array([0, 0]))
+        one, other = (module.apply(variables, x, jnp.array(a)) for a in ([0, 0], [0, 3]))
+        np.testing.assert_array_equal(one[0], other[0])
+        assert bool(jnp.any(one[1] != other[1])) is differs
+
+
+def test_each_unit_draws_its_own_kernel_with_the_plain_fans():
+    # He, fan-out: variance 2 / (3 x 3 x 64) whatever N; drawn over [N, ...] as one leaf it would be off by N.
+    kernel = per_unit(kernel_init, 8)(jax.random.key(0), (8, 3, 3, 32, 64))
+    np.testing.assert_allclose(np.asarray(kernel).reshape(8, -1).std(-1), np.sqrt(2 / (9 * 64)), rtol=0.02)
+    assert len({float(unit[0, 0, 0, 0]) for unit in kernel}) == 8
+
+
+@pytest.mark.parametrize("num_units", [None, 3])
+def test_bias_is_the_rows_own_units(rng, num_units):
+    x = jnp.zeros((4, 2, 2, 3))
+    plan = None if num_units is None else make_plan(jnp.array([0, 2, 2, 2]), 3)
+    module = RoutedConv(5, (1, 1), use_bias=True, num_units=num_units, plan=plan)
+    variables = module.init(jax.random.key(0), x)
+    shape = variables["params"]["bias"].shape
+    bias = rng.normal(size=shape)
+    variables = {"params": {**variables["params"], "bias": jnp.float32(bias)}}
+    expected = np.broadcast_to(bias, (4, 5)) if num_units is None else bias[[0, 2, 2, 2]]
+    np.testing.assert_allclose(module.apply(variables, x)[:, 0, 0], expected, rtol=1e-6)

@@ -1,0 +1,169 @@
+"""The command line: results as JSON, mistakes as one line and exit status 2, nothing lost."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rmn_jax.main import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = str(ROOT / "configs" / "digits.py")
+TINY = [
+    "--config.epochs=2",
+    "--config.stem_epochs=1",
+    "--config.batch_size=720",  # one update an epoch
+    "--config.learning_rate.warmup_epochs=1",
+    "--config.checkpoint.every_epochs=1",
+]
+
+
+def train(workdir, *more):
+    return main(["train", f"--config={CONFIG}", f"--workdir={workdir}", *TINY, *more])
+
+
+def only_line(capsys, status, got):
+    """stderr is one line that begins with the program's name; the status is 2."""
+    assert got == status
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("rmn: "), captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    assert train(workdir) == 0
+    return workdir
+
+
+def snapshot(folder):
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+
+
+def test_training_ends_with_its_result_and_goes_on_being_done(trained, capsys):
+    before = snapshot(trained / "checkpoints")
+    assert train(trained) == 0  # nothing is left to do
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(result) == {"top1", "loss", "epochs", "steps", "workdir"}
+    assert result["epochs"] == 2 and result["steps"] == 2 and result["workdir"] == str(trained)
+    assert snapshot(trained / "checkpoints") == before
+    assert json.loads((trained / "config.json").read_text())["batch_size"] == 720
+
+
+def test_evaluation(trained, capsys):
+    assert main(["eval", f"--workdir={trained}"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(result) == {"top1", "top5", "loss", "examples"} and result["examples"] == 360
+    assert main(["eval", f"--workdir={trained}", "--split=train"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["examples"] == 1437
+
+
+WRONG_VALUES = {
+    "--config.batchsize=32": "unknown key config.batchsize. Did you mean config.batch_size?",
+    "--config.model.num_unit=3": "Did you mean config.model.num_units?",
+    "--config.model.backbone=resnet19": "config.model.backbone is 'resnet19'",
+    "--config.data.name=digit": "digits",
+    "--config.model.num_units=0": "config.model.num_units is 0; it must be 1 or more",
+    "--config.batch_size=0": "config.batch_size is 0",
+    "--config.batch_size=many": "many",
+    "--config.batch_size=2000": "1437",
+    "--config.batch_size=100": "does not divide over 8 devices; use a multiple of 8",
+    "--config.eval_batch_size=100": "does not divide over 8 devices",
+    "--config.stem_epochs=2": "it must be from 0 to below config.epochs (2)",
+    "--config.method=routed": "config.method is 'routed'; use one of plain, rmn",
+    "--config.model.attention=ca": "config.model.attention is 'ca'",
+    "--config.model.backend=cuda": "config.model.backend is 'cuda'",
+    "--config.model.memory_momentum=1.5": "it must lie between 0 and 1",
+    "--config.optimizer.name=adam": "config.optimizer.name is 'adam'",
+    "--batch_size=3": "unknown argument '--batch_size=3'",
+}
+
+
+@pytest.mark.parametrize("flag", WRONG_VALUES)
+def test_a_wrong_value_is_one_line(flag, tmp_path, capsys):
+    line = only_line(capsys, 2, train(tmp_path / "run", flag))
+    assert WRONG_VALUES[flag] in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_commands_are_one_line(tmp_path, capsys):
+    assert "no configuration" in only_line(capsys, 2, main(["train", "--config=nowhere.py", f"--workdir={tmp_path}"]))
+    assert "--workdir" in only_line(capsys, 2, main(["train", f"--config={CONFIG}"]))
+    assert "COMMAND" in only_line(capsys, 2, main([]))
+    assert "trian" in only_line(capsys, 2, main(["trian"]))
+    assert "holds no run" in only_line(capsys, 2, main(["eval", f"--workdir={tmp_path}"]))
+
+
+def test_the_folder_of_another_run_is_left_alone(trained, capsys):
+    before = snapshot(trained)
+    line = only_line(capsys, 2, train(trained, "--config.model.num_units=3"))
+    assert "config.model.num_units: 4 there, 3 here" in line
+    assert snapshot(trained) == before
+
+
+def test_a_run_of_changed_data_is_refused(trained, capsys):
+    path = trained / "dataset.json"
+    original = path.read_text()
+    path.write_text(json.dumps(json.loads(original) | {"fingerprint": "other"}))
+    try:
+        assert "has changed since the run" in only_line(capsys, 2, train(trained))
+    finally:
+        path.write_text(original)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in only_line(capsys, 2, train(tmp_path / "file"))
+    assert "cannot write to --workdir" in only_line(capsys, 2, train(tmp_path / "file" / "below"))
+    assert "cannot write to --workdir" in only_line(capsys, 2, train("/proc/run"))
+
+
+def command(workdir, *more):
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    arguments = [sys.executable, "-m", "rmn_jax.main", "train", f"--config={CONFIG}", f"--workdir={workdir}", *more]
+    return subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_epoch(workdir, epochs, process):
+    """Waits until the run has told of ``epochs`` epochs."""
+    path, deadline = workdir / "metrics.jsonl", time.time() + 240
+    while not path.exists() or len(path.read_text().splitlines()) < epochs:
+        assert process.poll() is None, process.stderr.read()
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_stopped_and_killed_runs_end_with_the_same_numbers(tmp_path):
+    settings = ["--config.epochs=12", "--config.stem_epochs=3", "--config.batch_size=144"]
+    settings += ["--config.checkpoint.every_epochs=1"]
+    whole = command(tmp_path / "whole", *settings)
+    output, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+
+    workdir = tmp_path / "stopped"
+    stopped = command(workdir, *settings)
+    wait_for_epoch(workdir, 1, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate()
+    assert stopped.returncode == 75, errors
+    assert errors.strip().splitlines()[-1].startswith("rmn: stopped after update")
+
+    killed = command(workdir, *settings)
+    wait_for_epoch(workdir, 6, killed)  # well into step 4
+    killed.kill()
+    killed.communicate()
+    last = command(workdir, *settings)
+    again, errors = last.communicate()
+    assert last.returncode == 0, errors
+    expected, got = json.loads(output.splitlines()[-1]), json.loads(again.splitlines()[-1])
+    assert {**got, "workdir": ""} == {**expected, "workdir": ""}

@@ -1,0 +1,53 @@
+import jax.numpy as jnp
+import numpy as np
+
+from rmn_jax import routing
+
+
+def test_the_nearest_memory_by_euclidean_distance_gets_the_input(rng):
+    pooled, memory = rng.normal(size=(20, 6)), rng.normal(size=(5, 6))
+    expected = [min(range(5), key=lambda j: np.linalg.norm(row - memory[j])) for row in pooled]
+    np.testing.assert_array_equal(routing.nearest_unit(jnp.float32(pooled), jnp.float32(memory)), expected)
+
+
+def test_nearest_is_not_largest_product():
+    # The far memory has the larger inner product with the input: 10 x 1 > 1 x 1.
+    memory = jnp.array([[10.0, 0.0], [1.0, 0.0]])
+    assert routing.nearest_unit(jnp.array([[1.0, 0.5]]), memory).tolist() == [1]
+
+
+def test_a_tie_goes_to_the_lower_index():
+    memory = jnp.array([[9.0], [1.0], [-1.0], [1.0]])
+    assert routing.nearest_unit(jnp.array([[0.0]]), memory).tolist() == [1]
+
+
+def test_close_memories_far_from_the_origin_are_told_apart():
+    # As x.x - 2 x.m + m.m in float32 both distances would round to the same number: 1e8 swallows 0.01.
+    memory = jnp.array([[10000.0], [10000.125]])
+    assert routing.nearest_unit(jnp.array([[10000.0], [10000.125]]), memory).tolist() == [0, 1]
+
+
+def test_memory_update_is_equation_9_by_hand():
+    # Unit 0 gets (2, 4) and (4, 0): mean (3, 2). 0.9 (1, 1) + 0.1 (3, 2) = (1.2, 1.1).
+    # Unit 1 gets nothing and keeps (5, 5). Unit 2 gets (1, 7): 0.9 (0, 0) + 0.1 (1, 7) = (0.1, 0.7).
+    memory = jnp.array([[1.0, 1.0], [5.0, 5.0], [0.0, 0.0]])
+    pooled = jnp.array([[2.0, 4.0], [1.0, 7.0], [4.0, 0.0]])
+    sums = routing.unit_sums(pooled, jnp.array([0, 2, 0]), 3)
+    assert sums.count.tolist() == [2, 0, 1]
+    moved = routing.update_memory(memory, sums, 0.9)
+    np.testing.assert_allclose(moved, [[1.2, 1.1], [5.0, 5.0], [0.1, 0.7]], rtol=1e-6)
+
+
+def test_memory_of_momentum_one_stays_and_of_zero_is_the_mean():
+    memory, pooled = jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [5.0]])
+    sums = routing.unit_sums(pooled, jnp.array([0, 0]), 2)
+    np.testing.assert_allclose(routing.update_memory(memory, sums, 1.0), [[1.0], [2.0]])
+    np.testing.assert_allclose(routing.update_memory(memory, sums, 0.0), [[4.0], [2.0]])
+
+
+def test_entropy_drift_and_dead_units():
+    load = jnp.array([[4.0, 4.0, 4.0, 4.0], [16.0, 0.0, 0.0, 0.0], [8.0, 8.0, 0.0, 0.0]])
+    np.testing.assert_allclose(routing.load_entropy(load), [np.log(4), 0.0, np.log(2)], atol=1e-6)
+    assert routing.dead_units(load).tolist() == [0, 3, 2]
+    # One memory moves by (3, 4), length 5; the other stays: mean 2.5.
+    assert float(routing.memory_drift(jnp.zeros((2, 2)), jnp.array([[3.0, 4.0], [0.0, 0.0]]))) == 2.5

@@ -1,0 +1,142 @@
+"""One update on one device, on eight, and against the plain network's by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models.resnet import BasicBlock, resnet
+from rmn_jax.train.state import Metrics, TrainState
+from rmn_jax.train.step import AXIS, make_eval_step, make_mesh, make_train_step
+
+BATCH, UNITS, CLASSES = 32, 3, 5
+
+
+def prepare(images):
+    return images.astype(jnp.float32) / 64 - 2
+
+
+def make(routed, attention, optimizer):
+    backbone = resnet(BasicBlock, (1, 1), 4, CLASSES, stem_kernel=3, stem_strides=1, pool=False)
+    model = RMN(backbone, UNITS, routed=routed, attention=attention, axis_name=AXIS)
+    images = jnp.zeros((2, 6, 6, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images, keys=jax.random.split(jax.random.key(0), 2))
+    memory = {}
+    if routed:  # two memories on either side of the features of normalised images, and one far from all
+        for name, leaf in variables["memory"].items():
+            lean = 0.3 * (-1.0) ** jnp.arange(leaf.shape[1])
+            memory[name] = jnp.stack([0.4 + lean, 0.4 - lean, jnp.full(leaf.shape[1], 1e4)])
+    return model, TrainState(
+        update=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        memory=memory,
+        opt_state=optimizer.init(variables["params"]),
+        metrics=Metrics.zeros(2 if routed else 0, UNITS),
+    )
+
+
+def make_batch(rng):
+    return {
+        "image": rng.integers(0, 256, (BATCH, 6, 6, 3)).astype(np.uint8),
+        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
+        "index": rng.permutation(1000)[:BATCH].astype(np.int32),
+        "mask": np.arange(BATCH) < BATCH - 5,
+    }
+
+
+def noisy(keys, images):
+    """An augmentation that draws from each input's key."""
+    return prepare(images) + 0.1 * jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
+
+
+@pytest.mark.parametrize(
+    ("routed", "attention"), [(False, "conditional"), (True, "conditional"), (True, "none")], ids=str
+)
+def test_eight_devices_update_as_one(routed, attention, rng):
+    optimizer = optax.sgd(1.0, momentum=0.9)  # rate 1: the change of a parameter is its gradient
+    batches = [make_batch(rng) for _ in range(2)]
+    results = []
+    for devices in (1, 8):
+        model, state = make(routed, attention, optimizer)
+        step = make_train_step(model, optimizer, noisy, make_mesh(jax.devices()[:devices]), alpha=0.9)
+        state, loss = step(state, batches[0], jax.random.key(7))
+        results.append(jax.device_get((state, loss)))
+    (one, one_loss), (eight, eight_loss) = results
+    np.testing.assert_allclose(one_loss, eight_loss, rtol=1e-5)
+    for name in ("params", "batch_stats", "memory", "opt_state", "metrics"):
+        a, b = getattr(one, name), getattr(eight, name)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name), a, b)
+    if routed:
+        assert one.metrics.load.sum(-1).tolist() == [BATCH, BATCH]
+        assert (one.metrics.load[:, 2] == 0).all() and (one.metrics.load[0, :2] > 0).all()
+
+
+def test_a_unit_without_inputs_keeps_everything(rng):
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    model, state = make(True, "none", optimizer)
+    before = jax.device_get(state)
+    step = make_train_step(model, optimizer, noisy, make_mesh(jax.devices()[:1]), alpha=0.9)
+    after = jax.device_get(step(state, make_batch(rng), jax.random.key(0))[0])
+    for name in ("stage1", "stage2"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(a[2], b[2]),
+            (before.params[name], before.batch_stats[name]),
+            (after.params[name], after.batch_stats[name]),
+        )
+    np.testing.assert_array_equal(before.memory["memory1"][2], after.memory["memory1"][2])
+    assert (before.memory["memory1"][0] != after.memory["memory1"][0]).all()
+
+
+def test_memories_move_by_equation_9_over_the_global_batch(rng):
+    optimizer = optax.sgd(0.1)
+    model, state = make(True, "none", optimizer)
+    batch = make_batch(rng)
+    before = jax.device_get(state)
+    images = prepare(jnp.asarray(batch["image"]))
+    local = model.clone(axis_name=None)
+    result, _ = local.apply(before.variables, images, train=True, mutable=["batch_stats"])
+    step = make_train_step(model, optimizer, lambda keys, x: prepare(x), make_mesh(), alpha=0.8)
+    after = jax.device_get(step(state, batch, jax.random.key(0))[0])
+    for i in (0, 1):
+        pooled, assignment = np.asarray(result.pooled[i]), np.asarray(result.assignment[i])
+        for unit in range(UNITS):
+            expected = before.memory[f"memory{i + 1}"][unit]
+            if (assignment == unit).any():
+                expected = 0.8 * expected + 0.2 * pooled[assignment == unit].mean(0)
+            np.testing.assert_allclose(after.memory[f"memory{i + 1}"][unit], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_counts_every_unmasked_example_once(devices, rng):
+    model, state = make(True, "none", optax.sgd(0.1))
+    batch = make_batch(rng)
+    sums = make_eval_step(model, prepare, make_mesh(jax.devices()[:devices]))(
+        state.variables, batch, jax.random.key(0)
+    )
+    local = model.clone(axis_name=None)
+    result = jax.jit(local.apply)(state.variables, prepare(jnp.asarray(batch["image"])))
+    logits, label = np.asarray(result.logits, np.float64)[:-5], batch["label"][:-5]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(label)), label]
+    assert float(sums.count) == BATCH - 5
+    np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-4)
+    assert float(sums.top1) == (logits.argmax(-1) == label).sum()
+    assert float(sums.top5) == BATCH - 5  # five classes: always among the first five
+    np.testing.assert_array_equal(sums.load[0], np.bincount(result.assignment[0][:-5], minlength=UNITS))
+
+
+def test_equal_logits_are_not_a_hit_for_every_class():
+    # A network that has collapsed to equal logits guesses class 0, as argmax does.
+    model = RMN(create_backbone("resnet8", 10, 8), routed=False, axis_name=AXIS)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), variables)
+    batch = {
+        "image": np.zeros((10, 8, 8, 3), np.uint8),
+        "label": np.arange(10, dtype=np.int32),
+        "index": np.arange(10, dtype=np.int32),
+        "mask": np.ones(10, bool),
+    }
+    sums = make_eval_step(model, prepare, make_mesh(jax.devices()[:1]))(variables, batch, jax.random.key(0))
+    assert (float(sums.top1), float(sums.top5)) == (1, 5)
