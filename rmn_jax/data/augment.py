@@ -1,0 +1,81 @@
+"""Augmentation on the device: pure functions of (key, image), made for `jax.vmap` with a key an image.
+
+With a key for each example, and not one for the batch, the result does not depend on how the batch is cut
+over devices. Axes: H W height and width, C channels.
+"""
+
+import jax
+import jax.numpy as jnp
+
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+
+
+def flip(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Mirrors `image` [H, W, C] left to right with probability one half."""
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def pad_and_crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:
+    """Pads `image` [H, W, C] with `padding` black pixels a side and cuts a random window of its own size.
+
+    All (2 padding + 1)^2 windows are equally likely. Same shape and dtype as `image`.
+    """
+    offset = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
+
+
+def sample_window(key: jax.Array, height: int, width: int) -> jax.Array:
+    """Draws the window of a random resized crop: float32 [4] = (top, left, height, width) in pixels.
+
+    Area uniform in 8%..100% of the image, aspect ratio log-uniform in 3/4..4/3, place uniform (Szegedy et
+    al., "Going deeper with convolutions", section 6). The first of ten draws that fits is taken; when none
+    fits, the largest centred window with an allowed ratio.
+    """
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = height * width * jax.random.uniform(area_key, (ATTEMPTS,), minval=AREA[0], maxval=AREA[1])
+    low, high = jnp.log(RATIO[0]), jnp.log(RATIO[1])
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (ATTEMPTS,), minval=low, maxval=high))
+    heights, widths = jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)
+    fits = (heights <= height) & (widths <= width)
+    first = jnp.argmax(fits)
+    found = fits[first]
+    fallback_height = min(height, width / RATIO[0])
+    fallback_width = min(width, height * RATIO[1])
+    window_height = jnp.where(found, heights[first], fallback_height)
+    window_width = jnp.where(found, widths[first], fallback_width)
+    place = jnp.where(found, jax.random.uniform(place_key, (2,)), 0.5)
+    top, left = place[0] * (height - window_height), place[1] * (width - window_width)
+    return jnp.stack([top, left, window_height, window_width])
+
+
+def random_resized_crop(key: jax.Array, image: jax.Array, height: int, width: int) -> jax.Array:
+    """Cuts a random window out of `image` [H, W, C] and scales it to float32 [height, width, C], antialiased.
+
+    Values stay in the units of `image`.
+    """
+    window = sample_window(key, image.shape[0], image.shape[1])
+    return resize_window(image, window, height, width)
+
+
+def resize_window(image: jax.Array, window: jax.Array, height: int, width: int) -> jax.Array:
+    """Scales the window (top, left, height, width) of `image` [H, W, C] to float32 [height, width, C]."""
+    target = jnp.array([height, width], jnp.float32)
+    scale = target / window[2:]
+    return jax.image.scale_and_translate(
+        image.astype(jnp.float32),
+        (height, width, image.shape[-1]),
+        (0, 1),
+        scale,
+        -window[:2] * scale,
+        method="linear",
+        antialias=True,
+    )
+
+
+def centre_crop(image: jax.Array, height: int, width: int) -> jax.Array:
+    """Cuts the central [height, width, C] out of `image` [H, W, C]; an odd pixel goes to the bottom right."""
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]

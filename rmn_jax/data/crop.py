@@ -1,0 +1,79 @@
+"""The random resized crop on the host, for sets too large for the device: decode no more than is needed.
+
+The same distribution as `augment.random_resized_crop`, drawn from NumPy's generator in place of JAX's.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+from rmn_jax.data.augment import AREA, ATTEMPTS, RATIO
+from rmn_jax.data.decode import Encoded, decode, image_size
+
+Window = tuple[int, int, int, int]
+
+
+def sample_window(generator: np.random.Generator, height: int, width: int) -> Window:
+    """Draws the window (top, left, height, width) of a random resized crop, in whole pixels.
+
+    Area uniform in 8%..100% of the image, aspect ratio log-uniform in 3/4..4/3, place uniform; after ten
+    draws that do not fit, the largest centred window with an allowed ratio.
+    """
+    # All numbers are drawn at once, so the generator is called the same number of times whatever the image.
+    draws = generator.random((ATTEMPTS, 4))
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for area_draw, ratio_draw, top_draw, left_draw in draws:
+        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area_draw)
+        ratio = math.exp(low + (high - low) * ratio_draw)
+        window_height, window_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < window_height <= height and 0 < window_width <= width:
+            top = int(top_draw * (height - window_height + 1))
+            left = int(left_draw * (width - window_width + 1))
+            return top, left, window_height, window_width
+    window_height, window_width = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    return (height - window_height) // 2, (width - window_width) // 2, window_height, window_width
+
+
+def reduction_for(window: Window, height: int, width: int) -> int:
+    """Returns the largest of 8, 4, 2, 1 at which the window still has at least the target's size."""
+    return next(r for r in (8, 4, 2, 1) if r == 1 or (window[2] >= r * height and window[3] >= r * width))
+
+
+def random_resized_crop(data: Encoded, generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Decodes an image and cuts a random window out of it, scaled to uint8 [height, width, 3].
+
+    JPEGs much larger than the target are decoded at a half, a quarter or an eighth of their size, which the
+    inverse cosine transform gives almost for nothing.
+
+    Raises:
+        UnreadableImage: as `decode`.
+    """
+    size = data.shape[:2] if isinstance(data, np.ndarray) else image_size(data)
+    window = sample_window(generator, *size)
+    reduction = 1 if isinstance(data, np.ndarray) else reduction_for(window, height, width)
+    return resize_window(decode(data, reduction), size, window, height, width)
+
+
+def resize_window(
+    image: np.ndarray, size: tuple[int, int], window: Window, height: int, width: int
+) -> np.ndarray:
+    """Scales the window of an image to uint8 [height, width, 3].
+
+    Args:
+        image: the image, decoded at some fraction of its size.
+        size: its full (H, W), in whose pixels `window` is.
+        window: (top, left, height, width).
+        height: of the result.
+        width: of the result.
+    """
+    vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
+    top, left = int(window[0] * vertical), int(window[1] * horizontal)
+    bottom = max(top + 1, round((window[0] + window[2]) * vertical))
+    right = max(left + 1, round((window[1] + window[3]) * horizontal))
+    part = image[top:bottom, left:right]
+    # Decoding has taken whole halvings off, so less than one is left, which linear interpolation does without
+    # aliasing at half the cost of averaging areas; arrays, and very large windows, may shrink by more.
+    shrinks_much = part.shape[0] >= 2 * height or part.shape[1] >= 2 * width
+    interpolation = cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR
+    return cv2.resize(part, (width, height), interpolation=interpolation)

@@ -1,0 +1,5 @@
+"""Tiny ImageNet as a tfds data set: `Builder` writes it from the published zip or its unpacked folder."""
+
+from rmn_jax.data.tiny_imagenet.builder import Builder
+
+__all__ = ["Builder"]

@@ -1,0 +1,138 @@
+"""What the streamed path's workers do: read, decode, crop. A function of the position in the stream alone."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rmn_jax.data import order
+from rmn_jax.data.crop import random_resized_crop
+from rmn_jax.data.decode import UnreadableImage, check_label, decode, fit
+from rmn_jax.data.sources import Source
+
+# Examples a worker reads and decodes at a time: enough to read in bulk, few enough to spread a batch over
+# workers.
+CHUNK = 16
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a batch.
+
+    Attributes:
+        image: uint8 [n, H, W, 3].
+        label: int32 [n].
+        position: int32 [n], of the example in the split.
+        mask: bool [n], False where there is no example or it was skipped.
+        problems: example, a tab, the reason: for each unusable example met.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    position: np.ndarray
+    mask: np.ndarray
+    problems: list[str]
+
+
+class Layout(NamedTuple):
+    """How a split is cut into batches and a batch into chunks.
+
+    Attributes:
+        batch_size: global.
+        rows: the rows of each batch that this host needs, int64 [n].
+        first_batch: the batch that the stream begins with.
+        num_batches: how many there are.
+    """
+
+    batch_size: int
+    rows: np.ndarray
+    first_batch: int
+    num_batches: int
+
+    @property
+    def chunks_per_batch(self) -> int:
+        """How many chunks make this host's part of a batch."""
+        return -(-len(self.rows) // CHUNK)
+
+    def locate(self, number: int) -> tuple[int, np.ndarray]:
+        """Returns (batch, rows of that batch) of chunk `number` of the stream."""
+        batch, chunk = divmod(number, self.chunks_per_batch)
+        return self.first_batch + batch, self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
+
+
+class _Chunks:
+    """A random-access source of chunks, as Grain's `MapDataset.source` takes it."""
+
+    def __init__(self, source: Source, layout: Layout, num_classes: int, shape: tuple[int, int, int]):
+        self._source, self._layout, self._num_classes, self._shape = source, layout, num_classes, shape
+
+    def __len__(self) -> int:
+        return self._layout.num_batches * self._layout.chunks_per_batch
+
+    def _decode_row(self, data, label: int, generator: np.random.Generator | None) -> np.ndarray:
+        check_label(label, self._num_classes)
+        if generator is None:
+            return fit(decode(data), *self._shape[:2])
+        return random_resized_crop(data, generator, *self._shape[:2])
+
+    def _fill(self, positions: np.ndarray, wanted: np.ndarray, generators: list, attempts: int) -> Chunk:
+        """Decodes the `wanted` examples, or one of up to `attempts` successors of an unusable one."""
+        count = len(positions)
+        image = np.zeros((count, *self._shape), np.uint8)
+        label, mask, problems = np.zeros(count, np.int32), np.zeros(count, bool), []
+        index = positions.astype(np.int32)
+        todo = np.flatnonzero(wanted)
+        for _ in range(attempts + 1):
+            if not len(todo):
+                break
+            failed = []
+            for row, (data, number) in zip(todo, self._source.read(index[todo].tolist()), strict=True):
+                try:
+                    image[row], label[row] = self._decode_row(data, number, generators[row]), number
+                    mask[row] = True
+                except UnreadableImage as error:
+                    problems.append(f"{self._source.describe(int(index[row]))}\t{error}")
+                    failed.append(row)
+            todo = np.array(failed, np.int64)
+            if attempts:
+                index[todo] = (index[todo] + 1) % len(self._source)
+        return Chunk(image, label, index, mask, problems)
+
+
+class TrainChunks(_Chunks):
+    """Chunks of training batches: shuffled, cropped at random if `crops`, unusable examples replaced.
+
+    An unusable example is replaced by the next usable one of the split, so that the batch stays a function of
+    (seed, update).
+    """
+
+    def __init__(self, *arguments, seed: int, crops: bool, attempts: int):
+        super().__init__(*arguments)
+        self._seed, self._crops, self._attempts = seed, crops, attempts
+
+    def __getitem__(self, number: int) -> Chunk:
+        update, rows = self._layout.locate(number)
+        examples, batch_size = len(self._source), self._layout.batch_size
+        positions = order.batch_indices(self._seed, update, num_examples=examples, batch_size=batch_size)[
+            rows
+        ]
+        epoch, batch = divmod(update, examples // batch_size)
+        generators = [
+            order.example_generator(self._seed, epoch, batch * batch_size + int(row)) if self._crops else None
+            for row in rows
+        ]
+        return self._fill(positions, np.ones(len(rows), bool), generators, self._attempts)
+
+
+class EvaluationChunks(_Chunks):
+    """Chunks of a split in order, scaled and cut to fit; what lies beyond its end has `mask` False."""
+
+    def __getitem__(self, number: int) -> Chunk:
+        batch, rows = self._layout.locate(number)
+        positions = batch * self._layout.batch_size + rows
+        inside = positions < len(self._source)
+        return self._fill(np.where(inside, positions, 0), inside, [None] * len(rows), 0)
+
+
+def concatenate(chunks: list[Chunk]) -> Chunk:
+    """Puts the chunks of a batch together."""
+    image, label, position, mask = (np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[:4])
+    return Chunk(image, label, position, mask, [problem for chunk in chunks for problem in chunk.problems])

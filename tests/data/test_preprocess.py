@@ -1,0 +1,85 @@
+import jax
+import numpy as np
+import pytest
+
+from rmn_jax.data import DatasetInfo, make_preprocess
+from rmn_jax.data.preprocess import stored_shape
+from rmn_jax.errors import UserError
+
+INFO = DatasetInfo(
+    name="made",
+    num_classes=2,
+    image_shape=(8, 8, 3),
+    class_names=("a", "b"),
+    mean=(0.5, 0.25, 0.0),
+    std=(0.5, 0.25, 1.0),
+    train_examples=4,
+    eval_examples=4,
+    fingerprint="0",
+)
+
+
+def _images(count: int = 16, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+def test_evaluation_normalises_by_hand(data_config):
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    images[0, 0, 0] = 255
+    out = make_preprocess(data_config(), INFO).evaluate(images)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out[0, 0, 0], [(1 - 0.5) / 0.5, (1 - 0.25) / 0.25, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(out[0, 1, 1], [-1.0, -1.0, 0.0], atol=1e-6)
+
+
+def test_none_trains_on_what_evaluation_sees(data_config):
+    preprocess = make_preprocess(data_config(augment="none"), INFO)
+    images = _images()
+    keys = jax.random.split(jax.random.key(0), len(images))
+    np.testing.assert_array_equal(preprocess.train(keys, images), preprocess.evaluate(images))
+
+
+@pytest.mark.parametrize("augmentation", ["crop", "crop_flip", "resized_crop_flip"])
+def test_each_example_depends_on_its_own_key_alone(data_config, augmentation):
+    side = stored_shape(augmentation, INFO.image_shape)[0]
+    images = _images(side=side)
+    keys = jax.random.split(jax.random.key(1), len(images))
+    train = jax.jit(make_preprocess(data_config(augment=augmentation), INFO).train)
+    whole, half = train(keys, images), train(keys[8:], images[8:])
+    assert whole.shape == (16, 8, 8, 3)
+    np.testing.assert_allclose(whole[8:], half, atol=1e-5)
+    assert not np.allclose(whole, train(jax.random.split(jax.random.key(2), 16), images))
+
+
+def test_crop_does_not_flip(data_config):
+    # A gradient from left to right keeps its direction under any crop.
+    ramp = np.broadcast_to(np.arange(100, 180, 10, dtype=np.uint8)[None, None, :, None], (64, 8, 8, 3))
+    keys = jax.random.split(jax.random.key(0), 64)
+    cropped = np.asarray(make_preprocess(data_config(augment="crop"), INFO).train(keys, ramp))
+    assert np.all(np.diff(cropped[:, 3, 1:7, 0], axis=1) > 0)
+    flipped = np.asarray(make_preprocess(data_config(augment="crop_flip"), INFO).train(keys, ramp))
+    assert np.any(np.diff(flipped[:, 3, 1:7, 0], axis=1) < 0)
+
+
+def test_streamed_images_come_cropped_and_are_only_flipped(data_config):
+    images = _images(64)
+    preprocess = make_preprocess(data_config(augment="resized_crop_flip"), INFO._replace(streamed=True))
+    out = np.asarray(preprocess.train(jax.random.split(jax.random.key(0), 64), images))
+    plain = np.asarray(preprocess.evaluate(images))
+    mirrored = [bool(np.allclose(one, other[:, ::-1])) for one, other in zip(out, plain, strict=True)]
+    same = [bool(np.allclose(one, other)) for one, other in zip(out, plain, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True)) and any(mirrored) and any(same)
+
+
+def test_evaluation_of_resized_crops_is_the_central_seven_eighths(data_config):
+    assert stored_shape("resized_crop_flip", (224, 224, 3)) == (256, 256, 3)
+    images = _images(2, side=9)
+    out = make_preprocess(data_config(augment="resized_crop_flip"), INFO).evaluate(images)
+    plain = make_preprocess(data_config(), INFO).evaluate(images[:, :8, :8])  # (9 - 8) // 2 = 0
+    np.testing.assert_array_equal(out, plain)
+
+
+@pytest.mark.parametrize(("key", "value"), [("augment", "mixup"), ("crop_padding", -1)])
+def test_unusable_settings_are_named(data_config, key, value):
+    with pytest.raises(UserError, match=f"config.data.{key}"):
+        make_preprocess(data_config(**{key: value}), INFO)
