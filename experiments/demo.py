@@ -20,7 +20,7 @@ from rmn_jax.analysis import memories
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
-from rmn_jax.main import load_config
+from rmn_jax.commands import load_config
 from rmn_jax.train.run import Run
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "digits.py"

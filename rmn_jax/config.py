@@ -11,22 +11,37 @@ from rmn_jax.errors import UserError
 from rmn_jax.models import ATTENTIONS, BACKBONES
 
 
-def default_config() -> ConfigDict:
-    """The paper's choices for ResNets on small images, and our own where the paper is silent."""
+VARIANTS = ("rmn", "rmn_no_ca", "plain")
+
+
+def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
+    """The paper's choices for ResNets on small images, and our own where the paper is silent.
+
+    Args:
+      variant: "rmn" (with conditional attention), "rmn_no_ca", or "plain" at the plain backbone's batch of 256.
+
+    Raises:
+      UserError: another variant.
+    """
+    if variant not in VARIANTS:
+        raise UserError(f"unknown variant {variant!r} of a configuration; use one of {', '.join(VARIANTS)}.")
     config = ConfigDict()
-    config.method = "rmn"  # "rmn": four steps; "plain": the backbone alone ("Original")
+    config.method = "plain" if variant == "plain" else "rmn"  # "rmn": four steps; "plain": the backbone alone ("Original")
     config.seed = 0
     config.epochs = 120  # all steps together
     config.stem_epochs = 40  # step 1; not used when plain
-    config.batch_size = 1024  # global, over all devices
+    config.batch_size = 256 if variant == "plain" else 1024  # global, over all devices; 256 x N/2
     config.eval_batch_size = 1024
+    config.accumulation = 1  # parts that a batch is taken in one after another, where memory does not allow it whole
     config.label_smoothing = 0.0
+    config.mixup = 0.0  # alpha of its Beta distribution; 0 is off
+    config.ema = 0.0  # decay of the parameters' moving average, which is then what is evaluated; 0 is off
     config.dtype = "auto"  # of convolutions: "float32", "bfloat16"; auto is bfloat16 on accelerators
 
     config.model = ConfigDict()
     config.model.backbone = "resnet18"
     config.model.num_units = 8  # N
-    config.model.attention = "none"  # "none", "se" (no condition), "conditional" (CA, eqs. 6-8)
+    config.model.attention = "conditional" if variant == "rmn" else "none"  # "none", "se" (no condition), "conditional" (CA, eqs. 6-8)
     config.model.memory_momentum = 0.9  # alpha, eq. 9
     config.model.small_stem = "7x7"  # of ResNets on 32 and 64 pixels; "3x3" is what others often use
     config.model.backend = "auto"  # of routed convolutions, see rmn_jax/ops/conv.py
@@ -99,6 +114,7 @@ def validate(config: ConfigDict, device_count: int) -> None:
             f"config.{key} is {size}, which does not divide over {device_count} devices; "
             f"use a multiple of {device_count}.",
         )
+    _check_parts_and_targets(config, device_count)
     check(config.epochs >= 1, f"config.epochs is {config.epochs}; it must be 1 or more.")
     if config.method == "rmn":
         check(
@@ -110,6 +126,24 @@ def validate(config: ConfigDict, device_count: int) -> None:
     for key in ("every_epochs", "keep"):
         check(config.checkpoint[key] >= 1, f"config.checkpoint.{key} must be 1 or more.")
     check(config.eval_every_epochs >= 1, "config.eval_every_epochs must be 1 or more.")
+
+
+def _check_parts_and_targets(config: ConfigDict, device_count: int) -> None:
+    for key in ("label_smoothing", "ema"):
+        if not 0 <= config[key] < 1:
+            raise UserError(f"config.{key} is {config[key]}; it must be 0 (off) or more, and below 1.")
+    if not 0 <= config.mixup < float("inf"):
+        raise UserError(f"config.mixup is {config.mixup}; it must be 0 (off) or a positive number, say 0.2.")
+    if config.accumulation < 1:
+        raise UserError(f"config.accumulation is {config.accumulation}; it must be 1 or more.")
+    pair = 2 if config.mixup else 1
+    multiple = device_count * config.accumulation * pair
+    if config.batch_size % multiple:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, which does not divide by {device_count} devices times "
+            f"{config.accumulation} parts of config.accumulation{' times the pairs of mixup' if pair == 2 else ''}; "
+            f"use a multiple of {multiple}."
+        )
 
 
 def to_json(config: ConfigDict) -> str:

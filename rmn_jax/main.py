@@ -5,17 +5,15 @@ with 75. The last line on stdout is JSON.
 """
 
 import argparse
-import difflib
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from rmn_jax import commands
 from rmn_jax.errors import Preempted, UserError
 
-USER_ERROR, PREEMPTED = 2, 75
+USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs a command; returns the exit status."""
     try:
         arguments, rest = make_parser().parse_known_args(list(argv))
-        if rest and arguments.command != "train":
+        if rest and not arguments.takes_overrides:
             raise UserError(f"unknown argument {rest[0]!r} (see rmn {arguments.command} --help)")
         result = arguments.function(arguments, rest)
     except UserError as error:
@@ -38,7 +36,10 @@ def main(argv: Sequence[str]) -> int:
         return PREEMPTED
     except KeyboardInterrupt:
         print("rmn: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:  # `rmn table | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     if result is not None:
         print(json.dumps(result), flush=True)
     return 0
@@ -46,110 +47,94 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> None:
     """The console script."""
+    # XLA's C++ log lines would stand between a user and the one line that matters.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(main(sys.argv[1:]))
+
+
+_OVERRIDES = "Any key of the configuration can be set: --config.batch_size=256 --config.model.num_units=4"
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
     parser = _Parser(prog="rmn", description="Neural Routing by Memory: train, evaluate and look into routed networks.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-
-    train = commands.add_parser(
-        "train",
-        help="the four steps, or the plain backbone; resumes by itself",
-        description="Trains a configuration; the same command again goes on where it stopped.",
-        epilog="Any key of the configuration can be set: --config.batch_size=256 --config.model.num_units=4",
-    )
-    train.add_argument("--config", required=True, help="a page of configs/, say configs/digits.py (or :plain)")
-    train.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics.jsonl, config.json")
-    train.add_argument("--distributed", action="store_true", help="one process of several: call jax.distributed first")
-    train.set_defaults(function=_train)
-
-    evaluate = commands.add_parser("eval", help="evaluate the newest good checkpoint of a run")
-    evaluate.add_argument("--workdir", required=True, help="the folder of `rmn train`")
-    evaluate.add_argument("--split", default="eval", choices=("eval", "train"), help="which images (default: eval)")
-    evaluate.set_defaults(function=_eval)
+    tree = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    _add_run_commands(tree)
+    _add_table_and_import(tree)
+    _add_data(tree)
+    _add_bench(tree)
     return parser
 
 
-def load_config(page: str, overrides: Sequence[str] = ()):
-    """The configuration of a page with ``--config.key=value`` overrides.
-
-    Args:
-      page: path of a Python file with ``get_config()``, optionally ``:variant``.
-      overrides: as typed.
-
-    Raises:
-      UserError: no such file, no such key, or a value of the wrong type.
-    """
-    from absl import flags
-    from ml_collections import config_flags
-
-    if not pathlib.Path(page.split(":")[0]).is_file():
-        raise UserError(f"no configuration {page.split(':')[0]}; the ready ones are in configs/, say configs/digits.py")
-    values = flags.FlagValues()
-    typed = ["rmn", f"--config={page}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=typed)
-    unknown = [word for word in overrides if not word.startswith("--config.")]
-    if unknown:
-        raise UserError(f"unknown argument {unknown[0]!r} (see rmn train --help)")
-    try:
-        values(typed)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_config_problem(page, overrides, error)) from None
-    return values.config
+def _add(tree, name: str, function, text: str, overrides: bool = False) -> argparse.ArgumentParser:
+    command = tree.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_OVERRIDES if overrides else None
+    )
+    command.set_defaults(function=function, takes_overrides=overrides)
+    return command
 
 
-def _config_problem(page: str, overrides: Sequence[str], error: Exception) -> str:
-    """Names the key that no configuration has, and the one that was probably meant."""
-    from rmn_jax.config import default_config
-
-    known = list(_keys(default_config()))
-    for word in overrides:
-        key = word.removeprefix("--config.").split("=")[0]
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            return f"unknown key config.{key}." + (f" Did you mean config.{close[0]}?" if close else "")
-    return f"{page}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+def _add_config(command: argparse.ArgumentParser, required: bool = True) -> None:
+    command.add_argument("--config", required=required, help="a page of configs/, say configs/digits.py (or :plain)")
 
 
-def _keys(tree, prefix: str = ""):
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+def _add_run_commands(tree) -> None:
+    train = _add(tree, "train", commands.train, "train a configuration through all steps; resumes by itself", True)
+    _add_config(train)
+    train.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics.jsonl, config.json")
+    train.add_argument("--distributed", action="store_true", help="one process of several: call jax.distributed first")
+
+    evaluate = _add(tree, "eval", commands.evaluate, "evaluate the newest good checkpoint of a run")
+    evaluate.add_argument("--workdir", required=True, help="the folder of `rmn train`")
+    evaluate.add_argument("--split", default="eval", choices=("eval", "train"), help="which images (default: eval)")
+
+    predict = _add(tree, "predict", commands.predict, "classify image files with a trained run; needs no data set")
+    predict.add_argument("--workdir", required=True, help="the folder of `rmn train`")
+    predict.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+
+    analyze = _add(tree, "analyze", commands.analyze, "show the images nearest to each memory of a run")
+    analyze.add_argument("--workdir", required=True, help="the folder of `rmn train`")
+    analyze.add_argument("--top_k", type=int, default=8, help="images a memory (default: 8)")
 
 
-def _train(arguments, rest: Sequence[str]) -> dict[str, Any]:
-    config = load_config(arguments.config, rest)
-    if arguments.distributed:
-        import jax
+def _add_table_and_import(tree) -> None:
+    table = _add(tree, "table", commands.table, "parameters and multiply-adds of all networks beside the paper's")
+    form = table.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a row")
+    form.add_argument("--markdown", action="store_true", help="the page docs/table.md")
 
-        jax.distributed.initialize()
-    from rmn_jax.four_step import run_training
-    from rmn_jax.train.run import Run
+    weights = _add(
+        tree, "import", commands.import_weights, "make a run of pretrained weights (torchvision's or timm's names)", True
+    )
+    weights.add_argument("--backbone", required=True, help="resnet18, resnet50, vgg16_bn or efficientnet_b0")
+    weights.add_argument("--weights", required=True, help="a safetensors file")
+    weights.add_argument("--workdir", required=True, help="the new run's folder")
+    weights.add_argument("--num_units", type=int, help="N: an RMN that goes on with steps 2-4; without it a plain run")
+    weights.add_argument("--num_classes", type=int, default=1000, help="K of the network (default: 1000)")
+    weights.add_argument("--fresh_head", action="store_true", help="start the classifier anew, for other classes")
+    _add_config(weights, required=False)
 
-    return run_training(Run(config, arguments.workdir))
+
+def _add_data(tree) -> None:
+    data = tree.add_parser("data", help="prepare and look at data sets", description="Prepare and look at data sets.")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_Parser)
+    prepare = _add(verbs, "prepare", commands.data_prepare, "build a tfds data set from a local archive")
+    prepare.add_argument("name", help="tiny_imagenet, cifar100 or imagenet2012")
+    prepare.add_argument("--source", required=True, help="the published archive, or the folder that holds it")
+    prepare.add_argument("--data_dir", default="", help="where to (default: TFDS_DATA_DIR, or ~/tensorflow_datasets)")
+
+    show = _add(verbs, "show", commands.data_show, "draw an augmented batch with the names of its classes", True)
+    _add_config(show)
+    show.add_argument("--out", default="batch.png", help="the figure (default: batch.png)")
 
 
-def _eval(arguments, rest: Sequence[str]) -> dict[str, Any]:
-    del rest
-    from rmn_jax import config as configuration
-    from rmn_jax.train import loop
-    from rmn_jax.train.run import CONFIG_FILE, Run
-
-    workdir = pathlib.Path(arguments.workdir)
-    run = Run(configuration.from_json(workdir / CONFIG_FILE), workdir)
-    found = run.restore()
-    if found is None:
-        raise UserError(f"{workdir} has no checkpoint yet; run `rmn train` first.")
-    state, position = found
-    result = loop.evaluate(run, state, routed=position.step > 1, split=arguments.split)
-    return {key: result[key] for key in ("top1", "top5", "loss", "examples")}
+def _add_bench(tree) -> None:
+    bench = tree.add_parser("bench", help="measure, both sides in one run", description="Measure, in JSON lines.")
+    kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=_Parser)
+    inputs = _add(kinds, "input", commands.bench_input, "images per second of each feeding path and of the update", True)
+    _add_config(inputs)
 
 
 if __name__ == "__main__":
-    # XLA's C++ log lines would stand between a user and the one line that matters.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     run()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from rmn_jax import config as configuration
-from rmn_jax.main import load_config
+from rmn_jax.commands import load_config
 from rmn_jax.train.optimizer import learning_rate, make_optimizer
 from rmn_jax.train.run import build_model
 

@@ -20,7 +20,7 @@ ALLOWED = {
     "models": ("models", "layers", "dropout", "ops", "dispatch", "routing", "errors"),
     "features": ("models", "layers", "routing", "errors"),
     "data": ("data", "errors"),
-    "interop": ("interop", "models", "errors"),
+    "interop": ("interop", "train", "models", "config", "errors"),
     "config": ("models", "ops", "errors"),
     "train": ("train", "data", "models", "config", "routing", "errors"),
     "four_step": ("train", "data", "models", "config", "cloning", "clustering", "errors"),

@@ -19,6 +19,7 @@ from rmn_jax import data
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.models import RMN, create_backbone
 from rmn_jax.train import step as steps
+from rmn_jax.train.average import start_average
 from rmn_jax.train.checkpoint import Checkpoints, Position
 from rmn_jax.train.optimizer import learning_rate, make_optimizer
 from rmn_jax.train.progress import Reporter
@@ -78,8 +79,8 @@ class Run:
             self.workdir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.workdir):
                 pass
-            _write(self.workdir / CONFIG_FILE, configuration.to_json(self.config))
-            _write(self.workdir / DATASET_FILE, json.dumps(self.info._asdict(), indent=2) + "\n")
+            write_file(self.workdir / CONFIG_FILE, configuration.to_json(self.config))
+            write_file(self.workdir / DATASET_FILE, json.dumps(self.info._asdict(), indent=2) + "\n")
         except OSError as error:
             raise UserError(
                 f"cannot write to --workdir {self.workdir}: {error.strerror}; choose a folder that you may write to."
@@ -99,6 +100,9 @@ class Run:
                 self.mesh,
                 alpha=self.config.model.memory_momentum,
                 label_smoothing=self.config.label_smoothing,
+                mixup=self.config.mixup,
+                accumulation=self.config.accumulation,
+                ema=self.config.ema,
             )
         return self._train_steps[routed]
 
@@ -110,21 +114,7 @@ class Run:
 
     def initial_state(self, routed: bool = False) -> TrainState:
         """The state before the first update (plain), or one of the routed network's shapes (a restore target)."""
-        model = self.model(routed)
-        variables = jax.jit(model.init)(
-            jax.random.fold_in(self.key, 0),
-            jnp.zeros((2, *self.info.image_shape)),
-            keys=jax.random.split(self.key, 2),
-        )
-        num_stages = len(model.backbone.stages) if routed else 0
-        return TrainState(
-            update=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            memory=variables.get("memory", {}),
-            opt_state=self.optimizer.init(variables["params"]),
-            metrics=Metrics.zeros(num_stages, self.config.model.num_units),
-        )
+        return make_state(self.config, self.model(routed), self.optimizer, self.info.image_shape, self.key)
 
     def place(self, state: TrainState) -> TrainState:
         """A copy of the state on every device."""
@@ -197,6 +187,23 @@ def build_model(config: ConfigDict, num_classes: int, image_size: int, routed: b
     )
 
 
+def make_state(config: ConfigDict, model: RMN, optimizer, image_shape: tuple[int, int, int], key) -> TrainState:
+    """A state before the first update: fresh parameters, no momentum, memories at zero."""
+    variables = jax.jit(model.init)(
+        jax.random.fold_in(key, 0), jnp.zeros((2, *image_shape)), keys=jax.random.split(key, 2)
+    )
+    num_stages = len(model.backbone.stages) if model.routed else 0
+    return TrainState(
+        update=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        memory=variables.get("memory", {}),
+        opt_state=optimizer.init(variables["params"]),
+        metrics=Metrics.zeros(num_stages, model.num_units),
+        average=start_average(variables["params"], config.ema),
+    )
+
+
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; give a folder.")
@@ -227,7 +234,8 @@ def _check_same_data(info: data.DatasetInfo, workdir: pathlib.Path) -> None:
         )
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def write_file(path: pathlib.Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.rename(path)

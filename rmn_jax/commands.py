@@ -1,0 +1,230 @@
+"""What each command of the command line does; ``rmn_jax.main`` has their arguments.
+
+Each takes the parsed arguments and returns what the last line on stdout shows as JSON (None where the command has
+printed its lines itself). Imports stand inside: ``rmn --help`` need not wait for JAX.
+"""
+
+import difflib
+import pathlib
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from rmn_jax.errors import UserError
+
+
+def load_config(page: str, overrides: Sequence[str] = ()):
+    """The configuration of a page with ``--config.key=value`` overrides.
+
+    Args:
+      page: path of a Python file with ``get_config()``, optionally ``:variant``.
+      overrides: as typed.
+
+    Raises:
+      UserError: no such file, no such key, or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    if not pathlib.Path(page.split(":")[0]).is_file():
+        raise UserError(f"no configuration {page.split(':')[0]}; the ready ones are in configs/, say configs/digits.py")
+    unknown = [word for word in overrides if not word.startswith("--config.")]
+    if unknown:
+        raise UserError(f"unknown argument {unknown[0]!r} (see rmn train --help)")
+    values = flags.FlagValues()
+    typed = ["rmn", f"--config={page}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=typed)
+    try:
+        values(typed)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_config_problem(page, overrides, error)) from None
+    return values.config
+
+
+def _config_problem(page: str, overrides: Sequence[str], error: Exception) -> str:
+    """Names the key that no configuration has, and the one that was probably meant."""
+    from rmn_jax.config import default_config
+
+    known = list(_keys(default_config()))
+    for word in overrides:
+        key = word.removeprefix("--config.").split("=")[0]
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            return f"unknown key config.{key}." + (f" Did you mean config.{close[0]}?" if close else "")
+    return f"{page}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def _keys(tree, prefix: str = ""):
+    for key, value in tree.items():
+        if hasattr(value, "items"):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn train``: the four steps, or the plain backbone."""
+    config = load_config(arguments.config, overrides)
+    if arguments.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    from rmn_jax.four_step import run_training
+    from rmn_jax.train.run import Run
+
+    return run_training(Run(config, arguments.workdir))
+
+
+def _open_trained(workdir: str):
+    """A run, the state of its newest good checkpoint, and whether that is routed."""
+    from rmn_jax import config as configuration
+    from rmn_jax.train.run import CONFIG_FILE, Run
+
+    folder = pathlib.Path(workdir)
+    run = Run(configuration.from_json(folder / CONFIG_FILE), folder)
+    found = run.restore()
+    if found is None:
+        raise UserError(f"{folder} has no checkpoint yet; run `rmn train` first.")
+    return run, found[0], found[1].step > 1
+
+
+def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn eval``: accuracy and loss of the newest good checkpoint."""
+    from rmn_jax.train import loop
+
+    run, state, routed = _open_trained(arguments.workdir)
+    result = loop.evaluate(run, state, routed, split=arguments.split)
+    return {key: result[key] for key in ("top1", "top5", "loss", "examples")}
+
+
+def predict(arguments: Namespace, overrides: Sequence[str]) -> None:
+    """``rmn predict``: the classes of image files, one JSON object a file."""
+    import json
+    import sys
+
+    from rmn_jax.predict import load_trained, predict_files
+
+    trained = load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr))
+    for line in predict_files(trained, arguments.images, arguments.top):
+        print(json.dumps(line), flush=True)
+
+
+def analyze(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn analyze``: the memory analysis; a figure and ``routing.json`` in the run's folder."""
+    import json
+
+    from rmn_jax.analysis import memories
+
+    if arguments.top_k < 1:
+        raise UserError(f"--top_k is {arguments.top_k}; it must be 1 or more.")
+    run, state, routed = _open_trained(arguments.workdir)
+    if not routed:
+        raise UserError(f"{arguments.workdir} is not routed (yet): only a run past step 3 has memories to look into.")
+    nearest = memories.nearest_images(memories.route_split(run, state), state.memory, arguments.top_k)
+    images = memories.images_at(run, nearest.index)
+    figure = memories.draw(
+        nearest, images, run.workdir / "figures" / "memories.png", f"{run.info.name}: images nearest to each memory"
+    )
+    stages = [
+        {
+            "stage": i + 1,
+            "load": nearest.load[i].tolist(),
+            "dead_units": int((nearest.load[i] == 0).sum()),
+            "nearest": nearest.index[i].tolist(),
+            "distance": nearest.distance[i].tolist(),
+        }
+        for i in range(len(nearest.load))
+    ]
+    (run.workdir / "routing.json").write_text(json.dumps({"stages": stages}, indent=1) + "\n")
+    brief = [{key: stage[key] for key in ("stage", "load", "dead_units")} for stage in stages]
+    return {"figures": [str(figure)], "stages": brief}
+
+
+def table(arguments: Namespace, overrides: Sequence[str]) -> None:
+    """``rmn table``: parameters and multiply-adds of all networks beside the paper's."""
+    import json
+
+    from rich.console import Console
+
+    from rmn_jax.analysis import table as tables
+
+    rows = tables.rows()
+    if arguments.json:
+        for row in tables.to_json(rows):
+            print(json.dumps(row))
+    elif arguments.markdown:
+        print(tables.to_markdown(rows), end="")
+    else:
+        pages, notes = tables.to_terminal(rows)
+        console = Console(width=None if Console().is_terminal else 120)
+        for page in pages:
+            console.print(page)
+        for note in notes:
+            console.print(note, markup=False)
+
+
+def import_weights(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn import``: pretrained weights as a plain run, or instead of step 1 of an RMN."""
+    from rmn_jax.interop.pretrained import import_run
+
+    config = None if arguments.config is None else load_config(arguments.config, overrides)
+    report = import_run(
+        backbone=arguments.backbone,
+        weights=arguments.weights,
+        workdir=arguments.workdir,
+        num_units=arguments.num_units,
+        num_classes=arguments.num_classes,
+        fresh_head=arguments.fresh_head,
+        config=config,
+    )
+    return {
+        "loaded": len(report.loaded),
+        "missing": list(report.missing),
+        "unexpected": list(report.unexpected),
+        "fresh": list(report.fresh),
+        "workdir": arguments.workdir,
+    }
+
+
+def data_prepare(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn data prepare``: a tfds data set from a local archive."""
+    from rmn_jax.data import commands
+
+    return commands.prepare(arguments.name, arguments.source, arguments.data_dir)
+
+
+def data_show(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn data show``: a figure of an augmented batch."""
+    from rmn_jax.data import commands
+
+    config = load_config(arguments.config, overrides)
+    return {"figure": str(commands.show(config.data, arguments.out, config.seed))}
+
+
+def bench_input(arguments: Namespace, overrides: Sequence[str]) -> None:
+    """``rmn bench input``: images per second of both feeding paths beside what the update consumes."""
+    import tempfile
+
+    from rmn_jax.data import commands
+    from rmn_jax.train import step as steps
+    from rmn_jax.train.run import Run
+
+    config = load_config(arguments.config, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config, folder, quiet=True)
+        routed = config.method == "rmn"
+        state = run.place(run.initial_state(routed))
+        train_step = run.train_step(routed)
+
+        def update(batch):
+            nonlocal state
+            state, loss = train_step(state, batch, run.key)
+            return loss
+
+        commands.bench_input(
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            sharding=steps.batch_sharding(run.mesh),
+            update=update,
+        )

@@ -1,0 +1,80 @@
+"""Prediction from a run's folder alone, and the memory analysis, against evaluating the run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmn_jax.commands import load_config
+from rmn_jax.data import digits
+from rmn_jax.four_step import run_training
+from rmn_jax.main import main
+from rmn_jax.train import loop
+from rmn_jax.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short RMN run on the digits, its evaluation, and the 360 held-out images as files."""
+    folder = tmp_path_factory.mktemp("predict")
+    settings = ["--config.epochs=6", "--config.stem_epochs=3", "--config.eval_batch_size=360"]
+    run = Run(load_config("configs/digits.py", settings), folder / "run", devices=jax.devices()[:1], quiet=True)
+    result = run_training(run)
+    images, labels = digits.load_arrays()["eval"]
+    paths = []
+    for number, image in enumerate(images[:100]):
+        paths.append(folder / f"{number}.png")
+        Image.fromarray(np.broadcast_to(image.reshape(8, 8, -1), (8, 8, 3)).astype(np.uint8)).save(paths[-1])
+    return run, result, paths, labels
+
+
+def test_predictions_are_those_of_the_evaluation(trained, capsys):
+    run, _, paths, labels = trained
+    assert main(["predict", f"--workdir={run.workdir}", "--top=3", *map(str, paths)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == [str(path) for path in paths]
+    # The same through the evaluation: the routed network on the first 100 images.
+    state, position = run.restore()
+    batch = next(iter(run.dataset.eval_batches()))
+    model = run.model(routed=position.step > 1).clone(axis_name=None)
+    outputs = jax.jit(model.apply)(state.variables, run.preprocess.evaluate(batch["image"]))
+    np.testing.assert_array_equal([line["classes"][0]["label"] for line in lines], outputs.logits[:100].argmax(-1))
+    np.testing.assert_array_equal([line["units"] for line in lines], outputs.assignment[:, :100].T)
+    probabilities = np.asarray(jax.nn.softmax(outputs.logits[:100]))
+    for line, expected in zip(lines, probabilities, strict=True):
+        got = [entry["probability"] for entry in line["classes"]]
+        np.testing.assert_allclose(got, np.sort(expected)[::-1][:3], atol=2e-5)
+        assert all(entry["name"] == str(entry["label"]) for entry in line["classes"])
+
+
+def test_what_is_no_image_is_named(trained, tmp_path, capsys):
+    run = trained[0]
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    for path in (text, tmp_path / "absent.png"):
+        assert main(["predict", f"--workdir={run.workdir}", str(path)]) == 2
+        captured = capsys.readouterr()
+        assert str(path) in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_memory_analysis_shows_the_nearest_images(trained, capsys):
+    run = trained[0]
+    assert main(["analyze", f"--workdir={run.workdir}", "--top_k=4"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    with Image.open(result["figures"][0]) as figure:
+        assert figure.width > 800 and len(np.unique(np.asarray(figure))) > 20  # images, not an empty page
+    stages = json.loads((run.workdir / "routing.json").read_text())["stages"]
+    state, _ = run.restore()
+    batch = next(iter(run.dataset.eval_batches()))
+    outputs = jax.jit(run.model(True).clone(axis_name=None).apply)(
+        state.variables, run.preprocess.evaluate(batch["image"])
+    )
+    evaluated = loop.evaluate(run, state, routed=True)["load"]
+    for i, stage in enumerate(stages):
+        assert stage["load"] == evaluated[i] and sum(stage["load"]) == 360
+        memory = np.asarray(state.memory[f"memory{i + 1}"])
+        for unit in range(4):
+            distance = np.linalg.norm(np.asarray(outputs.pooled[i]) - memory[unit], axis=-1)
+            np.testing.assert_allclose(stage["distance"][unit], np.sort(distance)[:4], rtol=1e-3, atol=1e-4)
