@@ -228,3 +228,42 @@ def bench_input(arguments: Namespace, overrides: Sequence[str]) -> None:
             sharding=steps.batch_sharding(run.mesh),
             update=update,
         )
+
+
+def bench_conv(arguments: Namespace, overrides: Sequence[str]) -> None:
+    """``rmn bench conv``: the routed convolution against the plain one."""
+    from rmn_jax.bench.conv import bench_conv as lines
+    from rmn_jax.bench.measure import report
+
+    report(
+        lines(arguments.num_units, arguments.batch, arguments.rounds, arguments.backend),
+        arguments.out,
+        f"rmn bench conv --num_units={arguments.num_units} --batch={arguments.batch} --rounds={arguments.rounds}",
+    )
+
+
+def bench_step(arguments: Namespace, overrides: Sequence[str]) -> None:
+    """``rmn bench step``: a whole update, plain and routed."""
+    from rmn_jax.bench.measure import report
+    from rmn_jax.bench.step import bench_step as lines
+
+    units = tuple(arguments.num_units)
+    report(
+        lines(arguments.backbone, arguments.image_size, arguments.batch, units, arguments.rounds, arguments.load),
+        arguments.out,
+        f"rmn bench step --backbone={arguments.backbone} --image_size={arguments.image_size} "
+        f"--batch={arguments.batch} --num_units {' '.join(map(str, units))} --rounds={arguments.rounds}",
+    )
+
+
+def bench_latency(arguments: Namespace, overrides: Sequence[str]) -> None:
+    """``rmn bench latency``: inference of one image or a batch, plain and routed."""
+    from rmn_jax.bench.latency import bench_latency as lines
+    from rmn_jax.bench.measure import report
+
+    report(
+        lines(arguments.backbone, arguments.image_size, arguments.batch, arguments.num_units, arguments.rounds),
+        arguments.out,
+        f"rmn bench latency --backbone={arguments.backbone} --image_size={arguments.image_size} "
+        f"--batch={arguments.batch} --num_units={arguments.num_units} --rounds={arguments.rounds}",
+    )

@@ -75,6 +75,31 @@ class RoutedConv(nn.Module):
         return y
 
 
+class RoutedDepthwise(nn.Module):
+    """Depthwise convolution without bias, [B, H, W, C] -> [B, OH, OW, C]; a row's own unit's kernel when routed.
+
+    Attributes: see ``RoutedConv``; the kernel is [kh, kw, 1, C], and its initial variance 2 / (kh kw).
+    """
+
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: int | None = None
+    num_units: int | None = None
+    plan: RoutePlan | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Each channel is a filter with one channel in and one out: fan-in, which leaves C out, is kh kw.
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        shape = leaf_shape((*self.kernel_size, 1, x.shape[-1]), self.num_units)
+        kernel = self.param("kernel", per_unit(init, self.num_units), shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.num_units is None:
+            return ops.depthwise(x, kernel, strides=self.strides, padding=self.padding)
+        return ops.routed_depthwise(x, kernel, self.plan, strides=self.strides, padding=self.padding)
+
+
 class RoutedBatchNorm(nn.Module):
     """Batch normalisation over the inputs each unit got; its scale, bias and running statistics are the unit's own.
 
@@ -148,9 +173,11 @@ class Layers(NamedTuple):
       conv, norm: module constructors.
       train: whether this is training.
       keys: [B] random keys, row by row, for dropout and the like; None in evaluation.
+      depthwise: module constructor, ``layers.depthwise((3, 3))(x)``.
     """
 
     conv: Any
     norm: Any
     train: bool = False
     keys: jax.Array | None = None
+    depthwise: Any = None

@@ -135,6 +135,31 @@ def _add_bench(tree) -> None:
     inputs = _add(kinds, "input", commands.bench_input, "images per second of each feeding path and of the update", True)
     _add_config(inputs)
 
+    conv = _add(kinds, "conv", commands.bench_conv, "routed convolution against plain, forward and both gradients")
+    conv.add_argument("--num_units", type=_positive, default=8, help="N (default: 8)")
+    conv.add_argument("--backend", default="auto", choices=("auto", "loop", "visits"), help="of the routed side")
+
+    step = _add(kinds, "step", commands.bench_step, "a whole update, plain and routed, over the number of units")
+    step.add_argument("--num_units", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], help="each N to measure")
+    step.add_argument("--load", default="random", choices=("balanced", "random", "zipf", "all-to-one"))
+
+    latency = _add(kinds, "latency", commands.bench_latency, "inference of one image or a batch, plain and routed")
+    latency.add_argument("--num_units", type=_positive, default=8, help="N (default: 8)")
+    for command, batch, rounds, size in ((conv, 256, 5, None), (step, 256, 3, 32), (latency, 1, 30, 224)):
+        command.add_argument("--batch", type=_positive, default=batch, help=f"B (default: {batch})")
+        command.add_argument("--rounds", type=_positive, default=rounds, help=f"of timing (default: {rounds})")
+        command.add_argument("--out", help="also write all lines to this JSON file, with machine and versions")
+        if size:
+            command.add_argument("--backbone", default="resnet18", help="(default: resnet18)")
+            command.add_argument("--image_size", type=_positive, default=size, help=f"pixels (default: {size})")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
 
 if __name__ == "__main__":
     run()

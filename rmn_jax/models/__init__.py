@@ -4,13 +4,17 @@ import difflib
 from collections.abc import Callable
 
 from rmn_jax.errors import UserError
+from rmn_jax.models.efficientnet import efficientnet_b0
 from rmn_jax.models.resnet import resnet8, resnet18, resnet50
 from rmn_jax.models.rmn import ATTENTIONS, RMN, Backbone, Outputs
+from rmn_jax.models.vgg import vgg16_bn
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet8": resnet8,
     "resnet18": resnet18,
     "resnet50": resnet50,
+    "vgg16_bn": vgg16_bn,
+    "efficientnet_b0": efficientnet_b0,
 }
 
 

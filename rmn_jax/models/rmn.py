@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rmn_jax import routing
 from rmn_jax.dispatch import invert, make_plan, permute
-from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv
+from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise
 
 ATTENTIONS = ("none", "se", "conditional")
 
@@ -135,6 +135,10 @@ class RMN(nn.Module):
             logits.astype(jnp.float32), tuple(stages), tuple(pooled), jnp.stack(assignments), tuple(distances)
         )
 
+    def plain_layers(self) -> Layers:
+        """What the backbone's parts build themselves from in evaluation, when applied one by one without routing."""
+        return self._layers(train=False, keys=None, plan=None)
+
     def _layers(self, train: bool, keys, plan) -> Layers:
         units = None if plan is None else self.num_units
         return Layers(
@@ -144,6 +148,7 @@ class RMN(nn.Module):
             ),
             train=train,
             keys=keys,
+            depthwise=functools.partial(RoutedDepthwise, num_units=units, plan=plan, dtype=self.dtype),
         )
 
     def _condition(self, stage: int, batch: int, assignment, keys) -> jax.Array:

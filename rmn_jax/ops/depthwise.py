@@ -37,7 +37,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
     """
     if kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
         raise ValueError(f"kernel {kernel.shape} does not fit x {x.shape}; want [kh, kw, 1, C]")
-    return _taps(Window.make(kernel.shape[:2], strides, padding), x, kernel[None, :, :, 0])
+    return _taps(Window.make((kernel.shape[0], kernel.shape[1]), strides, padding), x, kernel[None, :, :, 0])
 
 
 def routed_depthwise(
@@ -66,7 +66,7 @@ def routed_depthwise(
         )
     rows = rows_of_units(kernel.reshape(plan.num_units, -1), plan)
     rows = rows.reshape(x.shape[0], *kernel.shape[1:3], channels)
-    return _taps(Window.make(kernel.shape[1:3], strides, padding), x, rows)
+    return _taps(Window.make((kernel.shape[1], kernel.shape[2]), strides, padding), x, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -77,13 +77,14 @@ def _taps(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
     width = (padded.shape[2] - window.width) // window.strides + 1
     total = jnp.zeros((x.shape[0], height, width, x.shape[-1]), jnp.float32)
     for i, j in _each(window):
-        view = _view(padded, i, j, height, width, window.strides)
+        view = _view(padded, (i, j), (height, width), window.strides)
         total = total + view * kernel[:, None, None, i, j].astype(jnp.float32)
     return total.astype(x.dtype)
 
 
-def _view(padded, i: int, j: int, height: int, width: int, strides: int) -> jax.Array:
-    """What tap (i, j) sees: every ``strides``-th pixel from (i, j) on, ``height`` by ``width`` of them."""
+def _view(padded, tap: tuple[int, int], size: tuple[int, int], strides: int) -> jax.Array:
+    """What a tap (i, j) sees: every ``strides``-th pixel from (i, j) on, ``size`` = (OH, OW) of them."""
+    (i, j), (height, width) = tap, size
     last_row, last_column = i + (height - 1) * strides + 1, j + (width - 1) * strides + 1
     return padded[:, i:last_row:strides, j:last_column:strides]
 
@@ -120,7 +121,7 @@ def _kernel_gradient(window: Window, x: jax.Array, dy: jax.Array, kernel: jax.Ar
     else:
         wide, dy = padded.astype(jnp.float32), dy.astype(jnp.float32)
         taps = [
-            jnp.sum(_view(wide, *tap, *dy.shape[1:3], window.strides) * dy, axis=(1, 2))
+            jnp.sum(_view(wide, tap, (dy.shape[1], dy.shape[2]), window.strides) * dy, axis=(1, 2))
             for tap in _each(window)
         ]
         rows = jnp.stack(taps, axis=1)
@@ -141,7 +142,8 @@ def _taps_of_row(window: Window, row: tuple[jax.Array, jax.Array]) -> jax.Array:
     ones = jnp.ones((height * width,), jnp.float32)
     return jnp.stack(
         [
-            ones @ (_view(padded, *tap, height, width, window.strides) * dy).reshape(height * width, channels)
+            ones
+            @ (_view(padded, tap, (height, width), window.strides) * dy).reshape(height * width, channels)
             for tap in _each(window)
         ]
     )

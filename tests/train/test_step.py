@@ -5,51 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_states import BATCH, UNITS, make, make_batch, noisy, prepare
 
 from rmn_jax.models import RMN, create_backbone
-from rmn_jax.models.resnet import BasicBlock, resnet
-from rmn_jax.train.state import Metrics, TrainState
 from rmn_jax.train.step import AXIS, make_eval_step, make_mesh, make_train_step
-
-BATCH, UNITS, CLASSES = 32, 3, 5
-
-
-def prepare(images):
-    return images.astype(jnp.float32) / 64 - 2
-
-
-def make(routed, attention, optimizer):
-    backbone = resnet(BasicBlock, (1, 1), 4, CLASSES, stem_kernel=3, stem_strides=1, pool=False)
-    model = RMN(backbone, UNITS, routed=routed, attention=attention, axis_name=AXIS)
-    images = jnp.zeros((2, 6, 6, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images, keys=jax.random.split(jax.random.key(0), 2))
-    memory = {}
-    if routed:  # two memories on either side of the features of normalised images, and one far from all
-        for name, leaf in variables["memory"].items():
-            lean = 0.3 * (-1.0) ** jnp.arange(leaf.shape[1])
-            memory[name] = jnp.stack([0.4 + lean, 0.4 - lean, jnp.full(leaf.shape[1], 1e4)])
-    return model, TrainState(
-        update=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        memory=memory,
-        opt_state=optimizer.init(variables["params"]),
-        metrics=Metrics.zeros(2 if routed else 0, UNITS),
-    )
-
-
-def make_batch(rng):
-    return {
-        "image": rng.integers(0, 256, (BATCH, 6, 6, 3)).astype(np.uint8),
-        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
-        "index": rng.permutation(1000)[:BATCH].astype(np.int32),
-        "mask": np.arange(BATCH) < BATCH - 5,
-    }
-
-
-def noisy(keys, images):
-    """An augmentation that draws from each input's key."""
-    return prepare(images) + 0.1 * jax.vmap(lambda k: jax.random.normal(k, images.shape[1:]))(keys)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +27,8 @@ def test_eight_devices_update_as_one(routed, attention, rng):
     np.testing.assert_allclose(one_loss, eight_loss, rtol=1e-5)
     for name in ("params", "batch_stats", "memory", "opt_state", "metrics"):
         a, b = getattr(one, name), getattr(eight, name)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name), a, b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name)
     if routed:
         assert one.metrics.load.sum(-1).tolist() == [BATCH, BATCH]
         assert (one.metrics.load[:, 2] == 0).all() and (one.metrics.load[0, :2] > 0).all()

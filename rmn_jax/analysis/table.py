@@ -1,0 +1,205 @@
+"""Parameters and multiply-adds of every backbone on every benchmark, ours beside the paper's.
+
+Ours are counted from the networks themselves (``rmn_jax.analysis.counts``); the paper's are those it prints
+for N = 8, in millions and billions, rounded or cut to the digits shown here.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+from rich.table import Table
+
+from rmn_jax.analysis import paper
+from rmn_jax.analysis.counts import Shapes, count_parameters, trace_shapes
+from rmn_jax.cloning import is_procedural
+from rmn_jax.models import RMN, create_backbone
+
+NUM_UNITS = 8
+# Image size in pixels and number of classes.
+BENCHMARKS = {"CIFAR-100": (32, 100), "Tiny ImageNet": (64, 200), "ImageNet": (224, 1000)}
+BACKBONES = {
+    "vgg16_bn": "VGG-16",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "efficientnet_b0": "EfficientNet-B0",
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"routed": False},
+    "RMN": {},
+    "RMN+CA": {"attention": "conditional"},
+}
+
+
+class Row(NamedTuple):
+    """One network on one benchmark.
+
+    Attributes:
+      benchmark, backbone, variant: keys of ``BENCHMARKS``, ``BACKBONES``, ``VARIANTS``.
+      parameters: trained values; all units.
+      multiply_adds: for one image on the active path.
+      paper_parameters: the paper's, in millions.
+      paper_multiply_adds: the paper's, in billions; None where it prints none.
+      notes: keys of what explains a difference.
+    """
+
+    benchmark: str
+    backbone: str
+    variant: str
+    parameters: int
+    multiply_adds: int
+    paper_parameters: float
+    paper_multiply_adds: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def parameter_difference(self) -> float:
+        """Ours less the paper's, in millions."""
+        return self.parameters / 1e6 - self.paper_parameters
+
+    @property
+    def multiply_add_difference(self) -> float | None:
+        """Ours less the paper's, in billions."""
+        return (
+            None if self.paper_multiply_adds is None else self.multiply_adds / 1e9 - self.paper_multiply_adds
+        )
+
+
+@functools.cache
+def rows() -> tuple[Row, ...]:
+    """All 36 networks, counted; none is computed."""
+    return tuple(_row(*names) for names in _all_names())
+
+
+def _all_names() -> list[tuple[str, str, str]]:
+    return [(bench, name, variant) for bench in BENCHMARKS for name in BACKBONES for variant in VARIANTS]
+
+
+def _row(benchmark: str, backbone: str, variant: str) -> Row:
+    parameters, multiply_adds = _counts(benchmark, backbone, **VARIANTS[variant])
+    printed = paper.FIGURES[benchmark, backbone]
+    operations = {"plain": printed[3], "RMN": None, "RMN+CA": None}
+    if benchmark == "Tiny ImageNet":
+        operations["RMN+CA"] = paper.ATTENTION_MULTIPLY_ADDS[backbone]
+    quantities = ("parameters", "multiply_adds")
+    noted = (paper.NOTED.get((backbone, benchmark, quantity)) for quantity in quantities)
+    return Row(
+        benchmark,
+        backbone,
+        variant,
+        parameters,
+        multiply_adds,
+        printed[list(VARIANTS).index(variant)],
+        operations[variant],
+        tuple(note for variants, note in filter(None, noted) if variant in variants),
+    )
+
+
+def _counts(benchmark: str, backbone: str, routed: bool = True, attention: str = "none") -> tuple[int, int]:
+    """Parameters and multiply-adds of a network, all from its plain form, which is fast to trace.
+
+    Routing makes N leaves of one below a stage and takes N C more products a stage; a test holds both against
+    traced routed networks.
+    """
+    plain = _plain_shapes(benchmark, backbone, attention)
+    if not routed:
+        return count_parameters(plain.variables), plain.multiply_adds
+    leaves = jax.tree_util.tree_leaves_with_path(plain.variables["params"])
+    parameters = sum(leaf.size * (NUM_UNITS if is_procedural(path) else 1) for path, leaf in leaves)
+    distances = sum(NUM_UNITS * pooled.shape[-1] for pooled in plain.outputs.pooled)
+    return parameters, plain.multiply_adds + distances
+
+
+@functools.cache
+def _plain_shapes(benchmark: str, backbone: str, attention: str) -> Shapes:
+    size, classes = BENCHMARKS[benchmark]
+    model = RMN(create_backbone(backbone, classes, size), NUM_UNITS, routed=False, attention=attention)
+    return trace_shapes(model, size)
+
+
+def to_json(table: tuple[Row, ...]) -> list[dict[str, Any]]:
+    """One dictionary a row: its fields, both differences, and the notes written out."""
+    return [
+        {
+            **row._asdict(),
+            "parameter_difference": round(row.parameter_difference, 3),
+            "multiply_add_difference": None
+            if row.multiply_add_difference is None
+            else round(row.multiply_add_difference, 4),
+            "notes": [paper.NOTES[note] for note in row.notes],
+        }
+        for row in table
+    ]
+
+
+_COLUMNS = (
+    "Backbone",
+    "Network",
+    "Parameters",
+    "M",
+    "Paper",
+    "Difference",
+    "MACs, B",
+    "Paper",
+    "Difference",
+    "Note",
+)
+
+
+def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
+    operations = row.paper_multiply_adds
+    return (
+        BACKBONES[row.backbone],
+        row.variant,
+        f"{row.parameters:,}",
+        f"{row.parameters / 1e6:.2f}",
+        f"{row.paper_parameters:.1f}",
+        f"{row.parameter_difference:+.2f}",
+        f"{row.multiply_adds / 1e9:.3f}",
+        "" if operations is None else f"{operations:.2f}",
+        "" if operations is None else f"{row.multiply_add_difference:+.3f}",
+        " ".join(f"[{numbers[note]}]" for note in row.notes),
+    )
+
+
+def _numbered(table: tuple[Row, ...]) -> dict[str, int]:
+    """Notes in the order in which they come up, from 1."""
+    used = dict.fromkeys(note for row in table for note in row.notes)
+    return {note: i + 1 for i, note in enumerate(used)}
+
+
+def to_terminal(table: tuple[Row, ...]) -> tuple[list[Table], list[str]]:
+    """A rich table a benchmark, and the notes as lines ``[1] ...``."""
+    numbers, tables = _numbered(table), []
+    for benchmark, (size, classes) in BENCHMARKS.items():
+        page = Table(title=f"{benchmark}, {size}x{size}, {classes} classes, N = {NUM_UNITS}")
+        for i, column in enumerate(_COLUMNS):
+            page.add_column(column, justify="left" if i < 2 else "right")
+        for row in table:
+            if row.benchmark == benchmark:
+                page.add_row(*_cells(row, numbers), end_section=row.variant == "RMN+CA")
+        tables.append(page)
+    return tables, [f"[{number}] {paper.NOTES[note]}" for note, number in numbers.items()]
+
+
+_HEADING = f"""# Parameters and multiply-adds beside the paper's
+
+Written by `rmn table --markdown`; a test keeps it true. N = {NUM_UNITS}. Parameters count all units;
+multiply-adds are for one image on its active path: convolutions, linear layers (conditional attention's too)
+and, when routed, the distances to the memories. Plain networks at 1000 classes equal torchvision's to the
+last digit. Differences are ours less the paper's, which prints one decimal of a million and two of a billion.
+"""
+
+
+def to_markdown(table: tuple[Row, ...]) -> str:
+    """The page ``docs/table.md``."""
+    numbers, lines = _numbered(table), [_HEADING]
+    for benchmark, (size, classes) in BENCHMARKS.items():
+        lines += [f"## {benchmark} ({size}x{size}, {classes} classes)\n", "| " + " | ".join(_COLUMNS) + " |"]
+        lines.append("|---|---|" + "--:|" * (len(_COLUMNS) - 3) + "---|")
+        lines += [
+            "| " + " | ".join(_cells(row, numbers)) + " |" for row in table if row.benchmark == benchmark
+        ]
+        lines.append("")
+    lines += ["## Notes\n"] + [f"- [{number}] {paper.NOTES[note]}" for note, number in numbers.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,73 @@
+"""``rmn bench conv``: the routed convolution's three passes against the plain one's, layer by layer.
+
+Two plain sides: ``plain``, the fastest form we know (``rmn_jax.ops.conv``), and ``stock``, ``flax.linen.Conv`` with autodiff.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmn_jax.bench.measure import LOADS, compile_for, interleave, load_assignment, summary
+from rmn_jax.dispatch import make_plan
+from rmn_jax.ops import conv, routed_conv
+
+# ResNet-18's four stages at 32x32: (height and width, channels).
+RESNET18_SHAPES = ((32, 64), (16, 128), (8, 256), (4, 512))
+
+
+def bench_conv(
+    num_units: int = 8, batch: int = 256, rounds: int = 5, backend: str = "auto", loads=LOADS, stock: bool = True
+) -> Iterator[dict[str, Any]]:
+    """A line a shape and side (forward and both gradients, 3x3, float32), then the mean ratio of each load."""
+    ratios: dict[str, list[float]] = {load: [] for load in loads}
+    for size, channels in RESNET18_SHAPES:
+        sides = _sides(size, channels, num_units, batch, backend, loads, stock)
+        seconds = interleave({name: call for name, (call, _) in sides.items()}, rounds)
+        for name, (_, compiled) in sides.items():
+            load = name.removeprefix("routed ")
+            line = summary(seconds[name], None if name == "plain" else seconds["plain"])
+            if load in ratios:
+                ratios[load].append(line["ratio"])
+            yield {
+                "bench": "conv",
+                "shape": [size, size, channels],
+                "side": name,
+                "num_units": num_units,
+                "batch": batch,
+                **line,
+                "compile_seconds": round(compiled.seconds, 2),
+                "temporary_megabytes": round(compiled.temporary_bytes / 1e6, 1),
+            }
+    for load, values in ratios.items():
+        yield {"bench": "conv", "side": f"routed {load}", "batch": batch, "mean_ratio": round(float(np.mean(values)), 4)}
+
+
+def _sides(size, channels, num_units, batch, backend, loads, stock: bool):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.float32(rng.normal(size=(batch, size, size, channels))) for _ in range(2))
+    kernel = jnp.float32(rng.normal(size=(num_units, 3, 3, channels, channels)) * 0.05)
+
+    def passes(function):
+        def run(x, kernel, cotangent, *more):
+            output, pull = jax.vjp(lambda x, k: function(x, k, *more), x, kernel)
+            return output, pull(cotangent)
+
+        return run
+
+    layer = nn.Conv(channels, (3, 3), use_bias=False)
+    plain = compile_for(passes(conv), x, kernel[0], cotangent)
+    sides = {"plain": (lambda: plain.call(x, kernel[0], cotangent), plain)}
+    if stock:
+        linen = compile_for(passes(lambda x, k: layer.apply({"params": {"kernel": k}}, x)), x, kernel[0], cotangent)
+        sides["stock"] = (lambda: linen.call(x, kernel[0], cotangent), linen)
+    plans = {load: make_plan(jnp.sort(load_assignment(load, batch, num_units)), num_units) for load in loads}
+    routed = compile_for(
+        passes(lambda x, k, plan: routed_conv(x, k, plan, backend=backend)), x, kernel, cotangent, plans[loads[0]]
+    )
+    for load, plan in plans.items():
+        sides[f"routed {load}"] = (lambda plan=plan: routed.call(x, kernel, cotangent, plan), routed)
+    return sides

@@ -1,0 +1,122 @@
+"""Timing several functions against each other in one process."""
+
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Iterable
+from datetime import date
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Compiled(NamedTuple):
+    """A compiled function with what its compilation took: ``seconds``, and ``temporary_bytes`` beyond its arguments."""
+
+    call: Callable[..., Any]
+    seconds: float
+    temporary_bytes: int
+
+
+def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
+    """Compiles ``function`` for these arguments and takes the time."""
+    lowered = jax.jit(function, **jit_options).lower(*arguments)
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    return Compiled(compiled, seconds, int(memory.temp_size_in_bytes) if memory else 0)
+
+
+def interleave(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of each side in each of ``rounds`` rounds, in which every side runs once, after a round to warm up.
+
+    The order turns by one from round to round, so that no side always follows the same other.
+    """
+    names = list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-1, rounds):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            started = time.perf_counter()
+            jax.block_until_ready(sides[name]())
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def summary(seconds: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:
+    """Median and quartiles in milliseconds; with a reference, also those of the ratio round by round."""
+    low, middle, high = np.percentile(seconds * 1e3, (25, 50, 75))
+    line = {"milliseconds": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
+    if reference is not None:
+        low, middle, high = np.percentile(seconds / reference, (25, 50, 75))
+        line |= {"ratio": round(middle, 4), "ratio_quartiles": [round(low, 4), round(high, 4)]}
+    return line
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a figure was taken."""
+    import flax
+    import jaxlib
+
+    device = jax.devices()[0]
+    return {
+        "date": date.today().isoformat(),
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def report(lines: Iterable[dict[str, Any]], out: str | None, command: str) -> None:
+    """Prints each line as it comes; with ``out``, also writes all to that file with the machine and command."""
+    kept = []
+    for line in lines:
+        print(json.dumps(line), flush=True)
+        kept.append(line)
+    if out:
+        path = pathlib.Path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"command": command, **machine(), "lines": kept}, indent=1) + "\n")
+
+
+def load_assignment(load: str, batch: int, num_units: int, seed: int = 0) -> np.ndarray:
+    """An assignment [B] int32 of a named load: balanced, random, zipf (share of unit j as 1 / j) or all-to-one."""
+    rng = np.random.default_rng(seed)
+    if load == "balanced":
+        assignment = np.arange(batch) % num_units
+    elif load == "random":
+        assignment = rng.integers(0, num_units, batch)
+    elif load == "zipf":
+        share = 1.0 / np.arange(1, num_units + 1)
+        assignment = rng.choice(num_units, batch, p=share / share.sum())
+    elif load == "all-to-one":
+        assignment = np.full(batch, num_units // 2)
+    else:
+        raise ValueError(f"unknown load {load!r}")
+    return assignment.astype(np.int32)
+
+
+LOADS = ("balanced", "random", "zipf", "all-to-one")

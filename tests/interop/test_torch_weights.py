@@ -1,0 +1,266 @@
+"""Imported weights: golden logits, agreement with PyTorch where installed, and files that do not fit."""
+
+import functools
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torchvision_files
+from safetensors.numpy import save_file
+
+from rmn_jax.errors import UserError
+from rmn_jax.interop import load_torch_weights
+from rmn_jax.models import RMN, create_backbone, vgg
+
+NAMES = ("resnet18", "resnet50", "vgg16_bn", "efficientnet_b0")
+CLASSES = 10
+VGG_WIDTH = 64  # of the linear layers, instead of 4096, to keep the files small
+
+# Logits of the formula's weights for its two 64x64 images, by PyTorch 2.13 on CPU
+# (tests/interop/torch_reference.py).
+GOLDEN = {
+    "resnet18": [
+        [-41.5603, -0.0643884, -91.2064, 48.4198, 89.5106, 64.4908, 13.5549, -55.1878, -31.8588, -10.0443],
+        [-53.678, 9.98875, -85.7438, 38.2127, 94.5251, 56.2308, 15.2293, -53.7155, -29.42, -4.2362],
+    ],
+    "resnet50": [
+        [-2122.24, -528.405, -2135.88, 35.8713, 2329.82, -68.4773, 114.184, 856.351, -918.621, -235.946],
+        [-2034.87, -540.179, -2285.97, -142.027, 2323.13, -8.31269, 263.013, 893.709, -872.727, -264.899],
+    ],
+    "vgg16_bn": [
+        [-8.0054, -1.1815, 0.35178, -5.42303, -0.105184, 6.17904, -1.2203, -1.83889, 2.78392, 4.59435],
+        [-8.54969, -1.20639, 0.864759, -4.64297, -0.506588, 6.39138, -2.5315, -2.28003, 1.83591, 3.92442],
+    ],
+    "efficientnet_b0": [
+        [-0.0556217, -0.205683, -0.0929264, -0.196681, -0.0645717,
+         0.131773, 0.179502, -0.299149, 0.164569, 0.0672076],
+        [-0.0532952, -0.206535, -0.0932177, -0.196066, -0.0629223,
+         0.132279, 0.179625, -0.295412, 0.164256, 0.0666606],
+    ],
+}  # fmt: skip
+
+
+def network(name, num_classes=CLASSES, **settings):
+    """torchvision's shape (as for 224 pixels), with VGG's narrow head."""
+    backbone = create_backbone(name, num_classes, 224)
+    if name == "vgg16_bn":
+        backbone = vgg.vgg(vgg.BLOCKS, num_classes, dropped_pools=0, grid=7, width=VGG_WIDTH)
+    return RMN(backbone, 4, **{"routed": False, **settings})
+
+
+def empty_variables(name, **settings):
+    """Variables that hold -1 everywhere: what keeps it was not loaded."""
+    model = network(name, **settings)
+    shapes = jax.eval_shape(
+        lambda: model.init(
+            jax.random.key(0), jnp.zeros((1, 64, 64, 3)), keys=jax.random.split(jax.random.key(0), 1)
+        )
+    )
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, -1, np.float32), shapes)
+
+
+@functools.cache
+def arrays_of(name):
+    return torchvision_files.fill(torchvision_files.shapes_of(name, CLASSES, VGG_WIDTH))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Path of each backbone's file, written once."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    @functools.cache
+    def path(name):
+        save_file(arrays_of(name), folder / f"{name}.safetensors")
+        return folder / f"{name}.safetensors"
+
+    return path
+
+
+@functools.cache
+def forward(name):
+    return jax.jit(lambda variables, images: network(name).apply(variables, images).logits)
+
+
+def assert_close(ours, theirs):
+    assert np.max(np.abs(ours - theirs)) <= 1e-4 * np.max(np.abs(theirs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_logits(name, files):
+    variables, report = load_torch_weights(files(name), name, empty_variables(name))
+    assert len(report.loaded) == sum(not key.endswith("num_batches_tracked") for key in arrays_of(name))
+    assert report.naming == "torchvision"
+    assert (report.missing, report.unexpected, report.misshaped, report.fresh) == ((), (), (), ())
+    assert_close(forward(name)(variables, torchvision_files.images(2, 64)), np.asarray(GOLDEN[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, 64) for name in NAMES), ("resnet18", 224), ("efficientnet_b0", 224)]
+)
+def test_logits_equal_those_of_pytorch(name, size, files):
+    pytest.importorskip("torch", reason="PyTorch is not installed; the golden logits stand in for it")
+    import torch_reference
+
+    images = torchvision_files.images(3, size)[1:]
+    variables, _ = load_torch_weights(files(name), name, empty_variables(name))
+    assert_close(
+        forward(name)(variables, images), torch_reference.logits(name, arrays_of(name), images, VGG_WIDTH)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("vgg16_bn", 138_365_992),
+        ("efficientnet_b0", 5_288_548),
+    ],
+)
+def test_the_oracle_holds_as_many_parameters_as_torchvision(name, count):
+    shapes = torchvision_files.shapes_of(name, 1000)
+    assert (
+        sum(int(np.prod(shape)) for key, shape in shapes.items() if "running" not in key and shape) == count
+    )
+
+
+def as_timm(name, arrays):
+    """The same weights under timm's names, by rules of their own."""
+    if name == "vgg16_bn":
+        rules = [
+            (r"classifier\.0", "pre_logits.fc1"),
+            (r"classifier\.3", "pre_logits.fc2"),
+            (r"classifier\.6", "head.fc"),
+        ]
+    elif name == "efficientnet_b0":
+        rules = [
+            (r"^features\.0\.0", "conv_stem"), (r"^features\.0\.1", "bn1"),
+            (r"^features\.8\.0", "conv_head"), (r"^features\.8\.1", "bn2"), (r"^classifier\.1", "classifier"),
+            (r"^features\.1\.0\.block\.0\.0", "blocks.0.0.conv_dw"),
+            (r"^features\.1\.0\.block\.0\.1", "blocks.0.0.bn1"),
+            (r"^features\.1\.0\.block\.1", "blocks.0.0.se"),
+            (r"^features\.1\.0\.block\.2\.0", "blocks.0.0.conv_pw"),
+            (r"^features\.1\.0\.block\.2\.1", "blocks.0.0.bn2"),
+            (r"block\.0\.0", "conv_pw"), (r"block\.0\.1", "bn1"), (r"block\.1\.0", "conv_dw"),
+            (r"block\.1\.1", "bn2"),
+            (r"block\.2\.", "se."), (r"block\.3\.0", "conv_pwl"), (r"block\.3\.1", "bn3"),
+            (r"se\.fc1", "se.conv_reduce"), (r"se\.fc2", "se.conv_expand"),
+        ]  # fmt: skip
+    else:
+        rules = []
+    renamed = {}
+    for key, array in arrays.items():
+        for pattern, new in rules:
+            key = re.sub(pattern, new, key)
+        if match := re.match(r"features\.(\d)\.(.*)", key) if name == "efficientnet_b0" else None:
+            key = f"blocks.{int(match[1]) - 1}.{match[2]}"
+        if key == "pre_logits.fc1.weight":
+            array = array.reshape(VGG_WIDTH, 512, 7, 7)
+        if key == "pre_logits.fc2.weight":
+            array = array.reshape(VGG_WIDTH, VGG_WIDTH, 1, 1)
+        renamed[key] = array
+    return renamed
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "efficientnet_b0"])
+def test_names_of_timm_give_the_same_variables(name, files, tmp_path):
+    save_file(as_timm(name, arrays_of(name)), tmp_path / "timm.safetensors")
+    ours, report = load_torch_weights(tmp_path / "timm.safetensors", name, empty_variables(name))
+    theirs, _ = load_torch_weights(files(name), name, empty_variables(name))
+    assert report.naming == "timm"
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def digest(tree):
+    return [zlib.crc32(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+
+
+def save_changed(path, change):
+    arrays = dict(arrays_of("resnet18"))
+    change(arrays)
+    save_file(arrays, path)
+    return path
+
+
+def test_a_wrong_file_is_named_and_changes_nothing(files, tmp_path):
+    path = tmp_path / "changed.safetensors"
+    variables = empty_variables("resnet18")
+    before = digest(variables)
+
+    def refused(file, message, backbone="resnet18"):
+        with pytest.raises(UserError, match=message) as caught:
+            load_torch_weights(file, backbone, variables)
+        assert "\n" not in str(caught.value)
+        assert digest(variables) == before
+
+    refused(save_changed(path, lambda a: a.pop("layer2.0.bn1.bias")), r"1 missing \(layer2\.0\.bn1\.bias\)")
+    refused(save_changed(path, lambda a: a.update(extra=np.zeros(2))), r"1 unexpected \(extra\)")
+    misshaped = np.zeros((64, 3, 3, 3), np.float32)
+    refused(
+        save_changed(path, lambda a: a.update({"conv1.weight": misshaped})),
+        r"conv1\.weight: \(64, 3, 3, 3\), the network wants \(64, 3, 7, 7\)",
+    )
+    broken = np.full((10,), np.nan, np.float32)
+    refused(save_changed(path, lambda a: a.update({"fc.bias": broken})), r"not finite, in fc\.bias")
+    refused(files("resnet50"), r"missing|mis-shaped")
+    refused(files("vgg16_bn"), "no tensor of resnet18")
+    refused(tmp_path / "absent.safetensors", "no such file")
+    path.write_bytes(b"\x80\x04 a pickle")
+    refused(path, "not a readable safetensors file")
+    refused(files("resnet18"), "no weights can be imported for 'resnet8'", backbone="resnet8")
+
+
+def test_cut_file_is_refused(files, tmp_path):
+    (tmp_path / "cut").write_bytes(files("resnet18").read_bytes()[:-1000])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_torch_weights(tmp_path / "cut", "resnet18", empty_variables("resnet18"))
+
+
+def test_another_number_of_classes_needs_a_fresh_head(files):
+    variables = empty_variables("resnet18", num_classes=7)
+    with pytest.raises(
+        UserError, match=r"fc\.weight: \(10, 512\), the network wants \(7, 512\).*--fresh_head"
+    ):
+        load_torch_weights(files("resnet18"), "resnet18", variables)
+    loaded, report = load_torch_weights(files("resnet18"), "resnet18", variables, fresh_head=True)
+    assert report.fresh == ("params/head/fc/bias", "params/head/fc/kernel")
+    assert (loaded["params"]["head"]["fc"]["kernel"] == -1).all()
+    assert report.misshaped == report.missing == report.unexpected == ()
+    np.testing.assert_array_equal(
+        loaded["params"]["stem"]["conv1"]["kernel"][2, 1, 0],
+        arrays_of("resnet18")["conv1.weight"][:, 0, 2, 1],
+    )
+
+
+def test_not_strict_loads_what_fits_and_reports_the_rest(tmp_path):
+    path = save_changed(tmp_path / "partial.safetensors", lambda a: a.pop("layer1.0.conv1.weight"))
+    variables, report = load_torch_weights(path, "resnet18", empty_variables("resnet18"), strict=False)
+    assert report.missing == ("layer1.0.conv1.weight",)
+    assert (variables["params"]["stage1"]["block1"]["conv1"]["kernel"] == -1).all()
+    assert (variables["params"]["stage1"]["block1"]["conv2"]["kernel"] != -1).any()
+
+
+def test_attention_keeps_what_it_holds(files):
+    variables, report = load_torch_weights(
+        files("resnet18"), "resnet18", empty_variables("resnet18", attention="conditional")
+    )
+    assert set(report.fresh) == {
+        f"params/attention{i}/{leaf}/kernel" for i in range(1, 5) for leaf in ("squeeze", "excite")
+    }
+    assert (variables["params"]["attention1"]["squeeze"]["kernel"] == -1).all()
+
+
+def test_half_precision_and_names_of_a_parallel_wrapper(tmp_path):
+    halves = {f"module.{k}": a.astype(np.float16) for k, a in arrays_of("resnet18").items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    variables, report = load_torch_weights(
+        tmp_path / "half.safetensors", "resnet18", empty_variables("resnet18")
+    )
+    assert report.unexpected == ()
+    kernel = variables["params"]["head"]["fc"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel, arrays_of("resnet18")["fc.weight"].T, rtol=1e-3)

@@ -1,0 +1,125 @@
+"""Gradient accumulation: what a batch in parts shares with the whole one, and what batch norm makes different."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_states import BATCH, UNITS, make, make_batch, noisy, normless, prepare
+
+from rmn_jax.train.gradients import cut
+from rmn_jax.train.step import make_mesh, make_train_step
+
+PARTS = ("params", "batch_stats", "memory", "opt_state", "metrics", "update")
+
+
+def assert_close(one, other):
+    for part in PARTS:
+        a, b = getattr(one, part), getattr(other, part)
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=part)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize(("parts", "group"), [(2, 1), (4, 1), (2, 2), (1, 2)])
+def test_parts_are_the_same_inputs_on_any_number_of_devices(devices, parts, group):
+    rows = np.arange(32).reshape(devices, -1)  # each device's rows of the global batch
+    found = [np.asarray(cut({"row": local}, parts, group)["row"]) for local in rows]
+    for p in range(parts):
+        expected = [i for i in range(32) if (i // group) % parts == p]
+        assert np.concatenate([local[p] for local in found]).tolist() == expected
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(
+    ("routed", "parts", "mixup"), [(True, 4, 0.0), (False, 4, 0.0), (True, 2, 0.4)], ids=str
+)
+def test_without_norms_parts_change_nothing(routed, parts, mixup, devices, rng):
+    optimizer = optax.sgd(1.0, momentum=0.9)  # rate 1: the change of a parameter is its gradient
+    batch, results = make_batch(rng), []
+    for accumulation, count in ((1, 1), (parts, devices)):
+        model, state = make(routed, "conditional", optimizer, normless())
+        mesh = make_mesh(jax.devices()[:count])
+        step = make_train_step(
+            model,
+            optimizer,
+            noisy,
+            mesh,
+            alpha=0.9,
+            label_smoothing=0.1,
+            mixup=mixup,
+            accumulation=accumulation,
+        )
+        results.append(jax.device_get(step(state, batch, jax.random.key(7))))
+    (whole, whole_loss), (pieces, pieces_loss) = results
+    assert int(pieces.update) == 1 and float(pieces.metrics.count) == BATCH
+    np.testing.assert_allclose(pieces_loss, whole_loss, rtol=1e-5)
+    assert_close(pieces, whole)
+    if routed:
+        assert (whole.metrics.load[0] > 0).sum() == 2  # the inputs do part
+
+
+def by_hand(model, state, batch, parts, alpha):
+    """The update of rate 1 that ``make_train_step`` documents, part by part with the network on one device."""
+    model = model.clone(axis_name=None)
+
+    @jax.jit
+    def part_of(params, batch_stats, images, label):
+        def loss_of(params):
+            variables = {"params": params, "batch_stats": batch_stats, "memory": state.memory}
+            outputs, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            own = jax.nn.log_softmax(outputs.logits)[jnp.arange(len(label)), label]
+            return -jnp.sum(own) / BATCH, (outputs.pooled, outputs.assignment, changed["batch_stats"])
+
+        return jax.grad(loss_of, has_aux=True)(params)
+
+    batch_stats, gradients, pooled, assignment = state.batch_stats, [], [], []
+    for p in range(parts):
+        images, label = prepare(jnp.asarray(batch["image"][p::parts])), batch["label"][p::parts]
+        gradient, (features, units, batch_stats) = part_of(state.params, batch_stats, images, label)
+        gradients.append(gradient)
+        pooled.append(features)
+        assignment.append(units)
+    params = jax.tree.map(lambda p, *g: p - sum(g), state.params, *gradients)
+    memory = {}
+    for i, name in enumerate(sorted(state.memory)):
+        features = np.concatenate([part[i] for part in pooled])
+        units = np.concatenate([part[i] for part in assignment])
+        memory[name] = np.array(state.memory[name])
+        for unit in set(units.tolist()):
+            mean = features[units == unit].mean(0)
+            memory[name][unit] = alpha * memory[name][unit] + (1 - alpha) * mean
+    load = np.stack([np.bincount(np.concatenate(u), minlength=UNITS) for u in zip(*assignment, strict=True)])
+    return params, batch_stats, memory, load
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_each_part_is_normalised_by_itself_and_memories_move_once(devices, rng):
+    optimizer, parts = optax.sgd(1.0), 4
+    model, state = make(True, "none", optimizer)
+    batch = make_batch(rng)
+    expected = jax.device_get(by_hand(model, state, batch, parts, alpha=0.8))
+    mesh = make_mesh(jax.devices()[:devices])
+    augment = lambda keys, images: prepare(images)  # noqa: E731
+    step = make_train_step(model, optimizer, augment, mesh, alpha=0.8, accumulation=parts)
+    after = jax.device_get(step(state, batch, jax.random.key(0))[0])
+    found = (after.params, after.batch_stats, after.memory, after.metrics.load)
+    for a, b in zip(found, expected, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), a, b)
+
+
+def test_four_parts_need_less_memory_than_the_whole():
+    optimizer = optax.sgd(0.1)
+    model, state = make(True, "none", optimizer, normless())
+    abstract = jax.eval_shape(lambda: state)
+    images = jax.ShapeDtypeStruct((64, 24, 24, 3), np.uint8)
+    row = jax.ShapeDtypeStruct((64,), np.int32)
+    batch = {"image": images, "label": row, "index": row, "mask": row}
+    needed = []
+    for accumulation in (1, 4):
+        mesh = make_mesh(jax.devices()[:1])
+        step = make_train_step(model, optimizer, noisy, mesh, alpha=0.9, accumulation=accumulation)
+        compiled = step.lower(abstract, batch, jax.random.key(0)).compile()
+        needed.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert needed[1] < 0.4 * needed[0]  # a quarter of the activations, and the sums
