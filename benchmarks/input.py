@@ -51,9 +51,7 @@ def ours(data: bytes, number: int) -> np.ndarray:
 def opencv(data: bytes, number: int) -> np.ndarray:
     top, left, height, width = _window(number)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    return cv2.resize(
-        image[top : top + height, left : left + width], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR
-    )
+    return cv2.resize(image[top : top + height, left : left + width], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
 
 
 def pillow(data: bytes, number: int) -> np.ndarray:

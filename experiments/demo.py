@@ -18,9 +18,9 @@ from rich.table import Table
 
 from rmn_jax.analysis import memories
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
+from rmn_jax.commands import load_config
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
-from rmn_jax.commands import load_config
 from rmn_jax.train.run import Run
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "digits.py"
@@ -51,9 +51,12 @@ def demo(workdir: pathlib.Path) -> dict:
     state, _ = found
     result = memories.route_split(routed_run, state)
     nearest = memories.nearest_images(result, state.memory, TOP)
-    images = memories.images_at(routed_run, nearest.index)
+    images = memories.images_at(routed_run, nearest.position)
     figure = memories.draw(
-        nearest, images, workdir / "memories.png", "Held-out digits nearest to each memory, and each unit's share"
+        nearest,
+        images,
+        workdir / "memories.png",
+        "Held-out digits nearest to each memory, and each unit's share",
     )
     routed |= {
         "num_units": routed_run.config.model.num_units,
@@ -93,7 +96,12 @@ def show(summary: dict, plain_seconds: float, routed_seconds: float, figure: pat
         (f"RMN, N = {routed['num_units']}, with CA", routed, routed_seconds, str(routed["dead_units"])),
     ):
         table.add_row(
-            name, f"{row['top1']:.2%}", f"{row['params']:,}", f"{row['macs']:,}", f"{seconds * 1e3:.0f} ms", dead
+            name,
+            f"{row['top1']:.2%}",
+            f"{row['params']:,}",
+            f"{row['macs']:,}",
+            f"{seconds * 1e3:.0f} ms",
+            dead,
         )
     console = Console()
     console.print()

@@ -121,16 +121,19 @@ def analyze(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     if not routed:
         raise UserError(f"{arguments.workdir} is not routed (yet): only a run past step 3 has memories to look into.")
     nearest = memories.nearest_images(memories.route_split(run, state), state.memory, arguments.top_k)
-    images = memories.images_at(run, nearest.index)
+    images = memories.images_at(run, nearest.position)
     figure = memories.draw(
-        nearest, images, run.workdir / "figures" / "memories.png", f"{run.info.name}: images nearest to each memory"
+        nearest,
+        images,
+        run.workdir / "figures" / "memories.png",
+        f"{run.info.name}: images nearest to each memory",
     )
     stages = [
         {
             "stage": i + 1,
             "load": nearest.load[i].tolist(),
             "dead_units": int((nearest.load[i] == 0).sum()),
-            "nearest": nearest.index[i].tolist(),
+            "nearest": nearest.position[i].tolist(),
             "distance": nearest.distance[i].tolist(),
         }
         for i in range(len(nearest.load))

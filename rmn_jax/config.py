@@ -10,7 +10,6 @@ from rmn_jax import ops
 from rmn_jax.errors import UserError
 from rmn_jax.models import ATTENTIONS, BACKBONES
 
-
 VARIANTS = ("rmn", "rmn_no_ca", "plain")
 
 
@@ -26,13 +25,15 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r} of a configuration; use one of {', '.join(VARIANTS)}.")
     config = ConfigDict()
-    config.method = "plain" if variant == "plain" else "rmn"  # "rmn": four steps; "plain": the backbone alone ("Original")
+    config.method = (
+        "plain" if variant == "plain" else "rmn"
+    )  # "rmn": four steps; "plain": the backbone alone ("Original")
     config.seed = 0
     config.epochs = 120  # all steps together
     config.stem_epochs = 40  # step 1; not used when plain
     config.batch_size = 256 if variant == "plain" else 1024  # global, over all devices; 256 x N/2
     config.eval_batch_size = 1024
-    config.accumulation = 1  # parts that a batch is taken in one after another, where memory does not allow it whole
+    config.accumulation = 1  # parts of a batch taken one after another, where memory cannot hold it whole
     config.label_smoothing = 0.0
     config.mixup = 0.0  # alpha of its Beta distribution; 0 is off
     config.ema = 0.0  # decay of the parameters' moving average, which is then what is evaluated; 0 is off
@@ -41,7 +42,9 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.model = ConfigDict()
     config.model.backbone = "resnet18"
     config.model.num_units = 8  # N
-    config.model.attention = "conditional" if variant == "rmn" else "none"  # "none", "se" (no condition), "conditional" (CA, eqs. 6-8)
+    config.model.attention = (
+        "conditional" if variant == "rmn" else "none"
+    )  # "none", "se" (no condition), "conditional" (CA, eqs. 6-8)
     config.model.memory_momentum = 0.9  # alpha, eq. 9
     config.model.small_stem = "7x7"  # of ResNets on 32 and 64 pixels; "3x3" is what others often use
     config.model.backend = "auto"  # of routed convolutions, see rmn_jax/ops/conv.py
@@ -80,7 +83,14 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
 
 
 # Keys that may differ between a run and its continuation: they do not touch its numbers.
-FREE_KEYS = ("checkpoint", "eval_every_epochs", "data.workers", "data.data_dir", "data.path", "eval_batch_size")
+FREE_KEYS = (
+    "checkpoint",
+    "eval_every_epochs",
+    "data.workers",
+    "data.data_dir",
+    "data.path",
+    "eval_batch_size",
+)
 
 
 def validate(config: ConfigDict, device_count: int) -> None:
@@ -105,7 +115,10 @@ def validate(config: ConfigDict, device_count: int) -> None:
     one_of("optimizer.name", ("sgd", "rmsprop"))
     one_of("learning_rate.scaling", ("none", "linear"))
     one_of("dtype", ("auto", "float32", "bfloat16"))
-    check(config.model.num_units >= 1, f"config.model.num_units is {config.model.num_units}; it must be 1 or more.")
+    check(
+        config.model.num_units >= 1,
+        f"config.model.num_units is {config.model.num_units}; it must be 1 or more.",
+    )
     for key in ("batch_size", "eval_batch_size"):
         size = config[key]
         check(size >= 1, f"config.{key} is {size}; it must be 1 or more.")
@@ -171,7 +184,7 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     """What two configurations disagree on, as ``key: a != b``, leaving out ``FREE_KEYS``."""
 
     def flatten(tree: dict, prefix: str = "") -> dict:
-        flat = {}
+        flat: dict = {}
         for key, value in tree.items():
             name = f"{prefix}{key}"
             flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})

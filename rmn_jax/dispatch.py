@@ -30,6 +30,7 @@ class RoutePlan(NamedTuple):
 
     @property
     def num_units(self) -> int:
+        """N."""
         return self.sizes.shape[0]
 
 

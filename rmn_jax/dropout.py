@@ -48,9 +48,7 @@ def _dropped(module: nn.Module, x: jax.Array, shape: tuple[int, ...]) -> jax.Arr
     if not layers.train or rate == 0.0:
         return x
     if layers.keys is None:
-        raise ValueError(
-            f"{'/'.join(module.path)} drops at random: pass keys=[B] (one an input) when train=True"
-        )
+        raise ValueError(f"{'/'.join(module.path)} drops at random: pass keys=[B] (one an input) when train=True")
     place = zlib.crc32("/".join(module.path).encode())
     draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1.0 - rate, shape)  # noqa: E731
     kept = jax.vmap(draw)(layers.keys)

@@ -64,7 +64,7 @@ def run_training(run: Run) -> dict[str, Any]:
 
 
 def clone_procedures(run: Run, state: TrainState) -> TrainState:
-    """Step 2: parameters, BN statistics and the optimizer's momentum, N times each; memories still zero."""
+    """Step 2: parameters, their average, BN statistics and momentum, N times each; memories still zero."""
     num_units = run.config.model.num_units
     run.reporter.say(f"step 2: cloning every stage into {num_units} procedures")
     target = jax.eval_shape(lambda: run.initial_state(routed=True))
@@ -73,6 +73,7 @@ def clone_procedures(run: Run, state: TrainState) -> TrainState:
             params=clone(state.params, num_units),
             batch_stats=clone(state.batch_stats, num_units),
             opt_state=clone(state.opt_state, num_units),
+            average=clone(state.average, num_units),
             memory=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target.memory),
             metrics=Metrics.zeros(len(target.memory), num_units),
         )
@@ -87,7 +88,7 @@ def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainS
       state: right after cloning.
       stem: at the end of step 1. The cloned network computes, with any memories, what the plain one does, so the
         features are taken from the plain network: evaluation mode, no augmentation, and with conditional attention the
-        random condition of step 1.
+        random condition of step 1. With ``config.ema`` too it is the trained parameters, which step 4 routes by.
     """
     run.reporter.say("step 3: k-means of each stage's inputs for the memories")
     memory = {
@@ -109,6 +110,6 @@ def extract_features(run: Run, stem: TrainState, split: str = "train") -> list[n
         (pooled, _), mask = extract(stem.variables, batch, run.eval_key), batch["mask"]
         if jax.process_count() > 1:
             pooled, mask = multihost_utils.process_allgather((pooled, mask), tiled=True)
-        mask = np.asarray(mask)
-        parts.append([np.asarray(stage)[mask] for stage in pooled])
+        used = np.asarray(mask)
+        parts.append([np.asarray(stage)[used] for stage in pooled])
     return [np.concatenate(stage) for stage in zip(*parts, strict=True)]

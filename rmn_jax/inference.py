@@ -5,7 +5,7 @@ Axes: B inputs, N units, S stages, K classes (see ``rmn_jax``).
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rmn_jax import routing
 from rmn_jax.cloning import is_procedural
 from rmn_jax.layers import ConditionalAttention
-from rmn_jax.models import RMN
+from rmn_jax.models import RMN, Outputs
 
 
 class Prediction(NamedTuple):
@@ -63,7 +63,7 @@ def compile_inference(
         apart = variables
 
         def function(variables, x):
-            outputs = model.apply(variables, x)
+            outputs = cast(Outputs, model.apply(variables, x))
             return Prediction(outputs.logits, outputs.assignment)
 
     lowered = jax.jit(function).lower(apart, images)
@@ -81,18 +81,26 @@ def _apart(variables: dict[str, Any], num_units: int) -> dict[str, Any]:
         lambda path, leaf: jnp.array(leaf[j]) if is_procedural(path) else None, stacked
     )
     shared = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_procedural(path) else leaf, stacked)
-    return {"shared": shared, "units": tuple(unit(j) for j in range(num_units)), "memory": variables["memory"]}
+    return {
+        "shared": shared,
+        "units": tuple(unit(j) for j in range(num_units)),
+        "memory": variables["memory"],
+    }
 
 
 def _part(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return {collection: parts[name] for collection, parts in tree.items() if name in parts}
 
 
+def _apply(module, variables: dict[str, Any], x: jax.Array) -> jax.Array:
+    return module.apply(variables, x)
+
+
 def _single(model: RMN, apart: dict[str, Any], image: jax.Array) -> Prediction:
     """One image, [1, H, W, 3], through the one procedure of each stage that its features choose."""
     shared, units, backbone = apart["shared"], apart["units"], model.backbone
     layers = model.plain_layers()
-    x = backbone.stem(layers=layers).apply(_part(shared, "stem"), image.astype(model.dtype))
+    x = _apply(backbone.stem(layers=layers), _part(shared, "stem"), image.astype(model.dtype))
     assignment = []
     for i, make_stage in enumerate(backbone.stages):
         unit = routing.nearest_unit(routing.global_average_pool(x), apart["memory"][f"memory{i + 1}"])
@@ -101,7 +109,8 @@ def _single(model: RMN, apart: dict[str, Any], image: jax.Array) -> Prediction:
         x = jax.lax.switch(unit[0], procedures, x)
         if model.attention != "none":
             condition = model.num_units if model.attention == "conditional" else None
-            x = ConditionalAttention(condition).apply(_part(shared, f"attention{i + 1}"), x, unit)
+            attention = ConditionalAttention(condition)
+            x = cast(jax.Array, attention.apply(_part(shared, f"attention{i + 1}"), x, unit))
         assignment.append(unit)
-    logits = backbone.head(layers=layers).apply(_part(shared, "head"), x)
+    logits = _apply(backbone.head(layers=layers), _part(shared, "head"), x)
     return Prediction(logits.astype(jnp.float32), jnp.stack(assignment))

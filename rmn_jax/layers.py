@@ -29,6 +29,7 @@ def per_unit(init, num_units: int | None):
 
 
 def leaf_shape(shape: tuple[int, ...], num_units: int | None) -> tuple[int, ...]:
+    """The shape of a routed leaf, or of the plain one when N is None."""
     return shape if num_units is None else (num_units, *shape)
 
 
@@ -61,15 +62,13 @@ class RoutedConv(nn.Module):
         shape = leaf_shape((*self.kernel_size, x.shape[-1], self.features), self.num_units)
         kernel = self.param("kernel", per_unit(kernel_init, self.num_units), shape).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.num_units is None:
+        if self.plan is None:
             y = ops.conv(x, kernel, strides=self.strides, padding=self.padding)
         else:
-            y = ops.routed_conv(
-                x, kernel, self.plan, strides=self.strides, padding=self.padding, backend=self.backend
-            )
+            y = ops.routed_conv(x, kernel, self.plan, strides=self.strides, padding=self.padding, backend=self.backend)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
-            if self.num_units is not None:
+            if self.plan is not None:
                 bias = rows_of_units(bias, self.plan)[:, None, None, :]
             y = y + bias.astype(self.dtype)
         return y
@@ -95,7 +94,7 @@ class RoutedDepthwise(nn.Module):
         shape = leaf_shape((*self.kernel_size, 1, x.shape[-1]), self.num_units)
         kernel = self.param("kernel", per_unit(init, self.num_units), shape).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.num_units is None:
+        if self.plan is None:
             return ops.depthwise(x, kernel, strides=self.strides, padding=self.padding)
         return ops.routed_depthwise(x, kernel, self.plan, strides=self.strides, padding=self.padding)
 
@@ -131,7 +130,7 @@ class RoutedBatchNorm(nn.Module):
         axis_name = None if self.is_initializing() else self.axis_name
         batch = ops.batch_moments(x, self.plan, axis_name)
         if not self.is_initializing():
-            used = batch.count[..., None] > 0
+            used = batch.values[..., None] > 0
             for running, value in ((mean, batch.mean), (variance, batch.variance)):
                 moved = self.momentum * running.value + (1.0 - self.momentum) * value
                 running.value = jax.lax.stop_gradient(jnp.where(used, moved, running.value))

@@ -68,7 +68,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add(tree, name: str, function, text: str, overrides: bool = False) -> argparse.ArgumentParser:
     command = tree.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=_OVERRIDES if overrides else None
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=_OVERRIDES if overrides else None,
     )
     command.set_defaults(function=function, takes_overrides=overrides)
     return command
@@ -105,7 +108,11 @@ def _add_table_and_import(tree) -> None:
     form.add_argument("--markdown", action="store_true", help="the page docs/table.md")
 
     weights = _add(
-        tree, "import", commands.import_weights, "make a run of pretrained weights (torchvision's or timm's names)", True
+        tree,
+        "import",
+        commands.import_weights,
+        "make a run of pretrained weights (torchvision's or timm's names)",
+        True,
     )
     weights.add_argument("--backbone", required=True, help="resnet18, resnet50, vgg16_bn or efficientnet_b0")
     weights.add_argument("--weights", required=True, help="a safetensors file")
@@ -132,7 +139,9 @@ def _add_data(tree) -> None:
 def _add_bench(tree) -> None:
     bench = tree.add_parser("bench", help="measure, both sides in one run", description="Measure, in JSON lines.")
     kinds = bench.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=_Parser)
-    inputs = _add(kinds, "input", commands.bench_input, "images per second of each feeding path and of the update", True)
+    inputs = _add(
+        kinds, "input", commands.bench_input, "images per second of each feeding path and of the update", True
+    )
     _add_config(inputs)
 
     conv = _add(kinds, "conv", commands.bench_conv, "routed convolution against plain, forward and both gradients")

@@ -6,7 +6,7 @@ Axes: B inputs, S stages, K classes (see ``rmn_jax``).
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from rmn_jax import config as configuration
 from rmn_jax import data
 from rmn_jax.data.decode import UnreadableImage, read_image_file
 from rmn_jax.errors import UserError
-from rmn_jax.models import RMN
+from rmn_jax.models import RMN, Outputs
 from rmn_jax.train.checkpoint import Checkpoints
 from rmn_jax.train.optimizer import make_optimizer
 from rmn_jax.train.run import CONFIG_FILE, DATASET_FILE, build_model, make_state
@@ -50,9 +50,12 @@ def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
     config = configuration.from_json(folder / CONFIG_FILE)
     try:
         known = json.loads((folder / DATASET_FILE).read_text())
-        info = data.DatasetInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in known.items()}
+        info = data.DatasetInfo(**fields)
     except (OSError, ValueError, TypeError, AttributeError):
-        raise UserError(f"{folder} does not say what it was trained on (no {DATASET_FILE}); run `rmn train` first.") from None
+        raise UserError(
+            f"{folder} does not say what it was trained on (no {DATASET_FILE}); run `rmn train` first."
+        ) from None
     optimizer = make_optimizer(config, updates_per_epoch=1)  # for the form of its state only
 
     def target(position):
@@ -65,7 +68,7 @@ def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
         raise UserError(f"{folder} has no checkpoint yet; run `rmn train` first.")
     state, position = found
     model = build_model(config, info.num_classes, info.image_shape[0], routed=position.step > 1)
-    variables = jax.tree.map(jax.numpy.asarray, state.variables)
+    variables = jax.tree.map(jax.numpy.asarray, state.eval_variables)
     return Trained(model.clone(axis_name=None), variables, info, data.make_preprocess(config.data, info))
 
 
@@ -89,7 +92,7 @@ def predict_files(trained: Trained, paths: Sequence[str | pathlib.Path], top: in
     def run(variables, batch):
         # A plain network with conditional attention draws a condition for each image, here by its place.
         keys = example_keys(jax.random.key(0), jax.numpy.arange(batch.shape[0]))
-        outputs = trained.model.apply(variables, trained.preprocess.evaluate(batch), keys=keys)
+        outputs = cast(Outputs, trained.model.apply(variables, trained.preprocess.evaluate(batch), keys=keys))
         return jax.nn.softmax(outputs.logits), outputs.assignment
 
     for start in range(0, len(images), _BATCH):

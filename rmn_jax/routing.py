@@ -45,13 +45,13 @@ def nearest_unit(pooled: jax.Array, memory: jax.Array) -> jax.Array:
 
 
 class UnitSums(NamedTuple):
-    """What a batch sent to each unit of a stage: ``total`` [N, C] float32 and ``count`` [N] float32.
+    """What a batch sent to each unit of a stage: ``total`` [N, C] float32 and ``inputs`` [N] float32.
 
     Sums, not means, so that the sums of several devices add up to those of the global batch.
     """
 
     total: jax.Array
-    count: jax.Array
+    inputs: jax.Array
 
 
 def unit_sums(pooled: jax.Array, assignment: jax.Array, num_units: int) -> UnitSums:
@@ -66,15 +66,15 @@ def update_memory(memory: jax.Array, sums: UnitSums, alpha: float) -> jax.Array:
 
     Args:
       memory: [N, C] float32.
-      sums: the global batch's sums; a unit with count 0 keeps its memory.
+      sums: the global batch's sums; a unit with no inputs keeps its memory.
       alpha: momentum in [0, 1]; larger is smoother.
 
     Returns:
       [N, C] float32.
     """
-    mean = sums.total / jnp.maximum(sums.count, 1.0)[:, None]
+    mean = sums.total / jnp.maximum(sums.inputs, 1.0)[:, None]
     moved = alpha * memory + (1.0 - alpha) * mean
-    return jnp.where(sums.count[:, None] > 0, moved, memory)
+    return jnp.where(sums.inputs[:, None] > 0, moved, memory)
 
 
 def memory_drift(before: jax.Array, after: jax.Array) -> jax.Array:

@@ -31,7 +31,14 @@ def test_the_demo(tmp_path):
         with Image.open(figure) as image:
             assert image.width > 800
     table = done.stdout
-    for word in ("top-1", "parameters", "multiply-adds", "time per update", "dead PUs", f"{routed['params']:,}"):
+    for word in (
+        "top-1",
+        "parameters",
+        "multiply-adds",
+        "time per update",
+        "dead PUs",
+        f"{routed['params']:,}",
+    ):
         assert word in table
 
 

@@ -15,9 +15,7 @@ def routed():
     model = RMN(create_backbone("resnet8", 5, 8), 3)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     variables = jax.jit(model.init)(jax.random.key(1), images)
-    memory = {
-        name: jax.random.normal(jax.random.key(2), leaf.shape) for name, leaf in variables["memory"].items()
-    }
+    memory = {name: jax.random.normal(jax.random.key(2), leaf.shape) for name, leaf in variables["memory"].items()}
     return model, {**variables, "memory": memory}, images
 
 

@@ -12,6 +12,7 @@ from rmn_jax.cloning import clone
 from rmn_jax.config import default_config
 from rmn_jax.errors import Preempted
 from rmn_jax.four_step import run_training
+from rmn_jax.train import loop
 from rmn_jax.train.run import Run
 
 
@@ -43,6 +44,13 @@ def open_run(workdir, stop_at=None, config=None):
     run = StoppedRun(config or make_config(), workdir, devices=jax.devices()[:1], quiet=True)
     run.stop_at = stop_at
     return run
+
+
+def make_everything_config():
+    """Accumulation, moving average, mixup and label smoothing together."""
+    config = make_config()
+    config.accumulation, config.mixup, config.ema, config.label_smoothing = 2, 0.2, 0.9, 0.1
+    return config
 
 
 def outcome(workdir):
@@ -81,6 +89,33 @@ def test_a_stopped_run_goes_on_to_the_same_bits(place, uninterrupted, tmp_path):
     assert outcome(tmp_path) == (leaves, lines)
 
 
+def test_accumulation_average_and_mixup_go_on_to_the_same_bits(tmp_path):
+    run_training(open_run(tmp_path / "whole", config=make_everything_config()))
+    for place in (PLACES["in step 1"], PLACES["between steps 3 and 4"], PLACES["in step 4"]):
+        with pytest.raises(Preempted):
+            run_training(open_run(tmp_path / "parts", place, make_everything_config()))
+    run_training(open_run(tmp_path / "parts", config=make_everything_config()))
+    leaves, lines = outcome(tmp_path / "parts")
+    assert (leaves, lines) == outcome(tmp_path / "whole")
+    averages = {name for name in leaves if name.startswith("average/")}
+    assert {name.replace("average/", "params/", 1) for name in averages} == {
+        name for name in leaves if name.startswith("params/")
+    }
+    assert all(leaves[name] != leaves[name.replace("average/", "params/", 1)] for name in averages)
+
+
+def test_the_moving_average_is_cloned_and_evaluated(tmp_path):
+    run = open_run(tmp_path, config=make_everything_config())
+    trained = run.place(run.initial_state())
+    jax.tree.map(np.testing.assert_array_equal, trained.average, trained.params)  # where it begins
+    averaged = trained._replace(average=jax.tree.map(lambda leaf: leaf * 0.7 + 0.01, trained.params))
+    cloned = four_step.clone_procedures(run, averaged)
+    jax.tree.map(np.testing.assert_array_equal, cloned.average, clone(averaged.average, 3))
+    want = loop.evaluate(run, trained._replace(params=averaged.average, average=None), routed=False)
+    assert loop.evaluate(run, averaged, routed=False) == want
+    assert loop.evaluate(run, trained, routed=False)["loss"] != want["loss"]
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, monkeypatch):
     """Killed after epoch 2's line was written and before its checkpoint: the line is written again, not twice."""
     result, leaves, lines = uninterrupted
@@ -104,7 +139,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, monkeypa
 
 def test_the_metrics_tell_what_routing_did(uninterrupted):
     result, _, lines = uninterrupted
-    assert [(line["epoch"], line["update"], line["step"]) for line in lines] == [(1, 4, 1), (2, 8, 4), (3, 12, 4)]
+    assert [(line["epoch"], line["update"], line["step"]) for line in lines] == [
+        (1, 4, 1),
+        (2, 8, 4),
+        (3, 12, 4),
+    ]
     assert result["steps"] == 12 and result["epochs"] == 3
     for line in lines[1:]:
         assert np.array(line["load"]).sum(-1).tolist() == [4 * 288] * 3
@@ -115,8 +154,6 @@ def test_the_metrics_tell_what_routing_did(uninterrupted):
 
 
 def test_evaluation_counts_every_example_once_whatever_the_batch_size(uninterrupted, tmp_path):
-    from rmn_jax.train import loop
-
     results = []
     for size in (180, 77, 360):
         config = make_config()

@@ -61,7 +61,15 @@ def test_the_core_imports_jax_alone():
     for path in sorted(PACKAGE.rglob("*.py")):
         if part_of(path) in ONLY_JAX:
             for module, line in imports(path):
-                if module.split(".")[0] not in {"rmn_jax", "jax", "numpy", "typing", "functools", "collections", "math"}:
+                if module.split(".")[0] not in {
+                    "rmn_jax",
+                    "jax",
+                    "numpy",
+                    "typing",
+                    "functools",
+                    "collections",
+                    "math",
+                }:
                     wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {module}")
     assert not wrong, "\n".join(wrong)
 

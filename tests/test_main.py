@@ -128,7 +128,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypat
 
 def command(workdir, *more):
     environment = {**os.environ, "XLA_FLAGS": ""}
-    arguments = [sys.executable, "-m", "rmn_jax.main", "train", f"--config={CONFIG}", f"--workdir={workdir}", *more]
+    arguments = [
+        sys.executable,
+        "-m",
+        "rmn_jax.main",
+        "train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *more,
+    ]
     return subprocess.Popen(
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -33,7 +33,7 @@ def test_memory_update_is_equation_9_by_hand():
     memory = jnp.array([[1.0, 1.0], [5.0, 5.0], [0.0, 0.0]])
     pooled = jnp.array([[2.0, 4.0], [1.0, 7.0], [4.0, 0.0]])
     sums = routing.unit_sums(pooled, jnp.array([0, 2, 0]), 3)
-    assert sums.count.tolist() == [2, 0, 1]
+    assert sums.inputs.tolist() == [2, 0, 1]
     moved = routing.update_memory(memory, sums, 0.9)
     np.testing.assert_allclose(moved, [[1.2, 1.1], [5.0, 5.0], [0.1, 0.7]], rtol=1e-6)
 

@@ -34,9 +34,7 @@ def route_split(run: Run, state: TrainState, routed: bool = True, split: str = "
     extract = make_extract_step(run.model(routed), run.preprocess.evaluate, run.mesh)
     pooled, assignment, label = [], [], []
     for batch in run.dataset.eval_batches(split):
-        parts = jax.device_get(
-            (*extract(state.variables, batch, run.eval_key), batch["label"], batch["mask"])
-        )
+        parts = jax.device_get((*extract(state.eval_variables, batch, run.eval_key), batch["label"], batch["mask"]))
         mask = parts[3]
         pooled.append([stage[mask] for stage in parts[0]])
         assignment.append(parts[1][:, mask])
@@ -49,12 +47,12 @@ class Nearest(NamedTuple):
     """The images nearest to each memory.
 
     Attributes:
-      index: [S, N, T] int, positions in the split, the nearest first.
+      position: [S, N, T] int, places in the split, the nearest first.
       distance: [S, N, T] float32, Euclidean.
       load: [S, N] int, images of the split that each unit got.
     """
 
-    index: np.ndarray
+    position: np.ndarray
     distance: np.ndarray
     load: np.ndarray
 
@@ -87,11 +85,11 @@ def images_at(run: Run, positions: np.ndarray, split: str = "eval") -> dict[int,
 
 def draw(nearest: Nearest, images: dict[int, np.ndarray], path: pathlib.Path, title: str) -> pathlib.Path:
     """A page of all stages: a row a memory with its share of the split and its nearest images; a PNG at ``path``."""
-    num_stages, num_units, top = nearest.index.shape
+    num_stages, num_units, top = nearest.position.shape
     figure = Figure(figsize=(num_stages * (0.52 * top + 0.8), 0.56 * num_units + 0.8), dpi=160)
     figure.suptitle(title, fontsize=11)
     columns = figure.subfigures(1, num_stages)
-    for stage, column in enumerate(np.atleast_1d(columns)):
+    for stage, column in enumerate(np.ravel(np.asarray(columns))):
         column.suptitle(f"stage {stage + 1}", fontsize=9, y=1 - 0.36 / figure.get_figheight())
         axes = column.subplots(num_units, top, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.12})
         column.subplots_adjust(left=0.15, right=0.98, top=1 - 0.66 / figure.get_figheight(), bottom=0.02)
@@ -99,7 +97,7 @@ def draw(nearest: Nearest, images: dict[int, np.ndarray], path: pathlib.Path, ti
         for unit in range(num_units):
             for place in range(top):
                 axis = axes[unit, place]
-                axis.imshow(images[int(nearest.index[stage, unit, place])], interpolation="nearest")
+                axis.imshow(images[int(nearest.position[stage, unit, place])], interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
                 for side in axis.spines.values():

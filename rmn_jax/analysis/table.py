@@ -60,9 +60,7 @@ class Row(NamedTuple):
     @property
     def multiply_add_difference(self) -> float | None:
         """Ours less the paper's, in billions."""
-        return (
-            None if self.paper_multiply_adds is None else self.multiply_adds / 1e9 - self.paper_multiply_adds
-        )
+        return None if self.paper_multiply_adds is None else self.multiply_adds / 1e9 - self.paper_multiply_adds
 
 
 @functools.cache
@@ -197,9 +195,7 @@ def to_markdown(table: tuple[Row, ...]) -> str:
     for benchmark, (size, classes) in BENCHMARKS.items():
         lines += [f"## {benchmark} ({size}x{size}, {classes} classes)\n", "| " + " | ".join(_COLUMNS) + " |"]
         lines.append("|---|---|" + "--:|" * (len(_COLUMNS) - 3) + "---|")
-        lines += [
-            "| " + " | ".join(_cells(row, numbers)) + " |" for row in table if row.benchmark == benchmark
-        ]
+        lines += ["| " + " | ".join(_cells(row, numbers)) + " |" for row in table if row.benchmark == benchmark]
         lines.append("")
     lines += ["## Notes\n"] + [f"- [{number}] {paper.NOTES[note]}" for note, number in numbers.items()]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,11 @@
 """``rmn bench conv``: the routed convolution's three passes against the plain one's, layer by layer.
 
-Two plain sides: ``plain``, the fastest form we know (``rmn_jax.ops.conv``), and ``stock``, ``flax.linen.Conv`` with autodiff.
+Two plain sides: ``plain``, the fastest form we know (``rmn_jax.ops.conv``), and ``stock``, ``flax.linen.Conv`` with
+autodiff.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmn_jax.bench.measure import LOADS, compile_for, interleave, load_assignment, summary
+from rmn_jax.bench.measure import LOADS, Compiled, compile_for, interleave, load_assignment, summary
 from rmn_jax.dispatch import make_plan
 from rmn_jax.ops import conv, routed_conv
 
@@ -20,7 +22,12 @@ RESNET18_SHAPES = ((32, 64), (16, 128), (8, 256), (4, 512))
 
 
 def bench_conv(
-    num_units: int = 8, batch: int = 256, rounds: int = 5, backend: str = "auto", loads=LOADS, stock: bool = True
+    num_units: int = 8,
+    batch: int = 256,
+    rounds: int = 5,
+    backend: str = "auto",
+    loads=LOADS,
+    stock: bool = True,
 ) -> Iterator[dict[str, Any]]:
     """A line a shape and side (forward and both gradients, 3x3, float32), then the mean ratio of each load."""
     ratios: dict[str, list[float]] = {load: [] for load in loads}
@@ -43,7 +50,12 @@ def bench_conv(
                 "temporary_megabytes": round(compiled.temporary_bytes / 1e6, 1),
             }
     for load, values in ratios.items():
-        yield {"bench": "conv", "side": f"routed {load}", "batch": batch, "mean_ratio": round(float(np.mean(values)), 4)}
+        yield {
+            "bench": "conv",
+            "side": f"routed {load}",
+            "batch": batch,
+            "mean_ratio": round(float(np.mean(values)), 4),
+        }
 
 
 def _sides(size, channels, num_units, batch, backend, loads, stock: bool):
@@ -60,14 +72,20 @@ def _sides(size, channels, num_units, batch, backend, loads, stock: bool):
 
     layer = nn.Conv(channels, (3, 3), use_bias=False)
     plain = compile_for(passes(conv), x, kernel[0], cotangent)
-    sides = {"plain": (lambda: plain.call(x, kernel[0], cotangent), plain)}
+    sides: dict[str, tuple[Callable[[], Any], Compiled]] = {
+        "plain": (lambda: plain.call(x, kernel[0], cotangent), plain)
+    }
     if stock:
         linen = compile_for(passes(lambda x, k: layer.apply({"params": {"kernel": k}}, x)), x, kernel[0], cotangent)
         sides["stock"] = (lambda: linen.call(x, kernel[0], cotangent), linen)
     plans = {load: make_plan(jnp.sort(load_assignment(load, batch, num_units)), num_units) for load in loads}
     routed = compile_for(
-        passes(lambda x, k, plan: routed_conv(x, k, plan, backend=backend)), x, kernel, cotangent, plans[loads[0]]
+        passes(lambda x, k, plan: routed_conv(x, k, plan, backend=backend)),
+        x,
+        kernel,
+        cotangent,
+        plans[loads[0]],
     )
     for load, plan in plans.items():
-        sides[f"routed {load}"] = (lambda plan=plan: routed.call(x, kernel, cotangent, plan), routed)
+        sides[f"routed {load}"] = (functools.partial(routed.call, x, kernel, cotangent, plan), routed)
     return sides

@@ -1,7 +1,7 @@
-"""``rmn bench latency``: inference of one image or a batch, plain and routed (supplementary material, runtime table)."""
+"""``rmn bench latency``: inference of one image or a batch, plain and routed (the paper's runtime table)."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 
 from rmn_jax.bench.measure import interleave, summary
 from rmn_jax.inference import compile_inference
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, Outputs, create_backbone
 
 
 def bench_latency(
@@ -24,7 +24,11 @@ def bench_latency(
     images = jax.random.normal(jax.random.key(0), (16, image_size, image_size, 3))[:batch]
     inputs = [jnp.roll(images, i, axis=1) + 0.1 * i for i in range(8)]
     sides = {}
-    for name, routed, attention in (("plain", False, "none"), ("RMN", True, "none"), ("RMN+CA", True, "conditional")):
+    for name, routed, attention in (
+        ("plain", False, "none"),
+        ("RMN", True, "none"),
+        ("RMN+CA", True, "conditional"),
+    ):
         model = RMN(create_backbone(backbone, 1000, image_size), num_units, routed, attention, dtype=dtype)
         variables = jax.jit(model.init)(jax.random.key(1), images[:1])
         if routed:
@@ -65,7 +69,7 @@ def _spread(model: RMN, variables, inputs, num_units: int) -> dict[str, jax.Arra
         lambda path, leaf: leaf[0] if str(getattr(path[1], "key", "")).startswith("stage") else leaf,
         {name: variables[name] for name in ("params", "batch_stats")},
     )
-    apply = jax.jit(lambda v, x: plain.apply(v, x).pooled)
+    apply = jax.jit(lambda v, x: cast(Outputs, plain.apply(v, x)).pooled)
     pooled = [jnp.concatenate(stage) for stage in zip(*(apply(own, x[:1]) for x in inputs), strict=True)]
     order = np.arange(num_units) % len(inputs)
     return {f"memory{i + 1}": stage[order] for i, stage in enumerate(pooled)}

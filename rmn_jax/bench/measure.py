@@ -4,8 +4,9 @@ import json
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
     return Compiled(compiled, seconds, int(memory.temp_size_in_bytes) if memory else 0)
 
 
-def interleave(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+def interleave(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each side in each of ``rounds`` rounds, in which every side runs once, after a round to warm up.
 
     The order turns by one from round to round, so that no side always follows the same other.
@@ -60,7 +61,6 @@ def summary(seconds: np.ndarray, reference: np.ndarray | None = None) -> dict[st
 def machine() -> dict[str, Any]:
     """Where and with what a figure was taken."""
     import flax
-    import jaxlib
 
     device = jax.devices()[0]
     return {
@@ -70,7 +70,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": _cores(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": metadata.version("jaxlib"),
         "flax": flax.__version__,
         "python": platform.python_version(),
     }

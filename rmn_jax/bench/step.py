@@ -1,7 +1,7 @@
 """``rmn bench step``: a whole update, plain and routed, at one batch size and over the number of units."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,28 +60,30 @@ class _Side:
         import time
 
         routed = num_units is not None
-        self.model = RMN(
-            create_backbone(backbone, 100, image_size), num_units or 1, routed, attention, axis_name=AXIS
-        )
+        model = RMN(create_backbone(backbone, 100, image_size), num_units or 1, routed, attention, axis_name=AXIS)
         if routed:
-            stages = len(self.model.backbone.stages)
+            stages = len(model.backbone.stages)
             batch = len(data["label"])
             plan = [load_assignment(load, batch, num_units, seed) for seed in range(stages)]
-            self.model = _Assigned(self.model, jnp.asarray(np.stack(plan)))
+            model = cast(RMN, _Assigned(model, jnp.asarray(np.stack(plan))))
         optimizer = optax.sgd(1e-4, momentum=0.9)
         keys = jax.random.split(jax.random.key(0), 2)
         images = jnp.zeros((2, image_size, image_size, 3))
-        variables = jax.jit(self.model.init)(jax.random.key(0), images, keys=keys)
+        variables = jax.jit(model.init)(jax.random.key(0), images, keys=keys)
         self.state = TrainState(
             update=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             memory=variables.get("memory", {}),
             opt_state=optimizer.init(variables["params"]),
-            metrics=Metrics.zeros(len(self.model.backbone.stages) if routed else 0, num_units or 1),
+            metrics=Metrics.zeros(len(model.backbone.stages) if routed else 0, num_units or 1),
         )
-        step = make_train_step(
-            self.model, optimizer, lambda keys, x: x.astype(jnp.float32) / 64 - 2, make_mesh(jax.devices()[:1]), alpha=0.9
+        step: Any = make_train_step(
+            model,
+            optimizer,
+            lambda keys, x: x.astype(jnp.float32) / 64 - 2,
+            make_mesh(jax.devices()[:1]),
+            alpha=0.9,
         )
         self.data, self.key = data, jax.random.key(1)
         lowered = step.lower(self.state, data, self.key)

@@ -18,9 +18,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """Returns the relative paths of all files, sorted, with forward slashes."""
-        return sorted(
-            path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()
-        )
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
 
     def read(self, name: str) -> bytes:
         """Returns a file's content.
@@ -49,17 +47,13 @@ class Zip:
             raise UserError(f"{path} is not a whole zip file ({error}); fetch it again.") from error
         for name in self._zip.namelist():
             if _climbs_out(name):
-                raise UserError(
-                    f"{path} has an entry {name!r} that leads out of its folder; do not use this file."
-                )
+                raise UserError(f"{path} has an entry {name!r} that leads out of its folder; do not use this file.")
 
     def names(self) -> list[str]:
         """Returns the relative paths of all entries under the folder, sorted."""
         start = len(self._prefix)
         return sorted(
-            name[start:]
-            for name in self._zip.namelist()
-            if name.startswith(self._prefix) and not name.endswith("/")
+            name[start:] for name in self._zip.namelist() if name.startswith(self._prefix) and not name.endswith("/")
         )
 
     def read(self, name: str) -> bytes:
@@ -84,9 +78,7 @@ class Zip:
             RuntimeError,
             NotImplementedError,
         ) as error:
-            raise UserError(
-                f"{self.describe(name)} cannot be read ({error}); fetch the zip again."
-            ) from error
+            raise UserError(f"{self.describe(name)} cannot be read ({error}); fetch the zip again.") from error
 
     def describe(self, name: str) -> str:
         """Returns how a person finds the entry."""

@@ -63,8 +63,7 @@ def _draw(images: np.ndarray, labels: np.ndarray, info: DatasetInfo, config_data
     height, width, _ = info.image_shape
     padding = f", padding {config_data.crop_padding}" if config_data.augment.startswith("crop") else ""
     figure.suptitle(
-        f"{info.name}: a training batch as the network sees it "
-        f"({height} x {width}, {config_data.augment}{padding})",
+        f"{info.name}: a training batch as the network sees it ({height} x {width}, {config_data.augment}{padding})",
         fontsize=11,
     )
     for axes, image, label in zip(figure.subplots(_ROWS, _COLUMNS).flat, images, labels, strict=True):
@@ -116,9 +115,7 @@ def bench_input(
         with variant.unlocked():
             variant.feed = feed
         started = time.perf_counter()
-        dataset = load(
-            variant, batch_size=batch_size, eval_batch_size=batch_size, seed=seed, sharding=sharding
-        )
+        dataset = load(variant, batch_size=batch_size, eval_batch_size=batch_size, seed=seed, sharding=sharding)
         opened = time.perf_counter() - started
         try:
             batch_seconds = _time_batches(dataset, seconds)
@@ -165,9 +162,7 @@ def _time_batches(dataset: Dataset, seconds: float) -> float:
 def _time_update(dataset: Dataset, update: Callable[[Batch], object], seconds: float) -> float:
     """Returns the seconds an update takes on a batch that is there already, compilation left out."""
     batch = jax.block_until_ready(dataset.train_batch(0))
-    for _ in range(
-        3
-    ):  # a step may compile twice: its first result can be placed otherwise than its first input
+    for _ in range(3):  # a step may compile twice: its first result can be placed otherwise than its first input
         jax.block_until_ready(update(batch))
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:

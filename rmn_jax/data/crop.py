@@ -55,9 +55,7 @@ def random_resized_crop(data: Encoded, generator: np.random.Generator, height: i
     return resize_window(decode(data, reduction), size, window, height, width)
 
 
-def resize_window(
-    image: np.ndarray, size: tuple[int, int], window: Window, height: int, width: int
-) -> np.ndarray:
+def resize_window(image: np.ndarray, size: tuple[int, int], window: Window, height: int, width: int) -> np.ndarray:
     """Scales the window of an image to uint8 [height, width, 3].
 
     Args:

@@ -36,9 +36,7 @@ class SplitArrays(NamedTuple):
     readable: np.ndarray
 
 
-def load_split(
-    source: Source, shape: tuple[int, int, int], num_classes: int, skipped: SkippedExamples
-) -> SplitArrays:
+def load_split(source: Source, shape: tuple[int, int, int], num_classes: int, skipped: SkippedExamples) -> SplitArrays:
     """Decodes a split on all cores into one array of `shape` (H, W, 3) images, scaled and cut to fit.
 
     Raises:

@@ -42,9 +42,7 @@ def open_image_set(path: str) -> ImageSet:
     class_names = tuple(sorted(train))
     unknown = sorted(set(evaluation) - set(train))
     if unknown:
-        raise UserError(
-            f"The class {unknown[0]!r} in {evaluation_root} has no training images in {root / 'train'}."
-        )
+        raise UserError(f"The class {unknown[0]!r} in {evaluation_root} has no training images in {root / 'train'}.")
     return ImageSet(
         name="folder",
         class_names=class_names,

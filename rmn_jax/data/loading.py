@@ -58,9 +58,7 @@ def load(
     if feed == "stream":
         from rmn_jax.data.stream import StreamDataset
 
-        info = describe(
-            image_set, image_shape, _streamed_statistics(image_set, image_shape, config_data), True
-        )
+        info = describe(image_set, image_shape, _streamed_statistics(image_set, image_shape, config_data), True)
         return StreamDataset(info, image_set, config_data, sizes, seed, placement, skipped)
     splits = load_splits(image_set, stored_shape(config_data.augment, image_shape), skipped)
     info = describe(image_set, image_shape, _stored_statistics(image_set, splits["train"]), False)
@@ -71,9 +69,7 @@ def _check_config(config_data) -> None:
     if config_data.feed not in FEEDS:
         raise UserError(f"config.data.feed is {config_data.feed!r}; use one of {', '.join(FEEDS)}.")
     if config_data.augment not in AUGMENTATIONS:
-        raise UserError(
-            f"config.data.augment is {config_data.augment!r}; use one of {', '.join(AUGMENTATIONS)}."
-        )
+        raise UserError(f"config.data.augment is {config_data.augment!r}; use one of {', '.join(AUGMENTATIONS)}.")
     for key in ("image_size", "workers", "crop_padding"):
         if config_data[key] < 0:
             raise UserError(f"config.data.{key} is {config_data[key]}; it must be 0 or more.")
@@ -96,8 +92,7 @@ def network_shape(config_data, image_set: ImageSet) -> tuple[int, int, int]:
         return config_data.image_size, config_data.image_size, 3
     if image_set.native_size is None:
         raise UserError(
-            f"The images of {image_set.name} have different sizes; "
-            "set config.data.image_size, for example to 224."
+            f"The images of {image_set.name} have different sizes; set config.data.image_size, for example to 224."
         )
     return *image_set.native_size, 3
 
@@ -129,9 +124,7 @@ def describe(
     )
 
 
-def load_splits(
-    image_set: ImageSet, shape: tuple[int, int, int], skipped: SkippedExamples
-) -> dict[str, SplitArrays]:
+def load_splits(image_set: ImageSet, shape: tuple[int, int, int], skipped: SkippedExamples) -> dict[str, SplitArrays]:
     """Decodes both splits at `shape` (H, W, 3)."""
     sources = {"train": image_set.train, "eval": image_set.evaluation}
     classes = len(image_set.class_names)
@@ -148,9 +141,7 @@ def _stored_statistics(image_set: ImageSet, train: SplitArrays) -> statistics.St
     return statistics.load_or_compute(image_set.folder, key, partial(statistics.compute, chunks))
 
 
-def _streamed_statistics(
-    image_set: ImageSet, image_shape: tuple[int, int, int], config_data
-) -> statistics.Statistics:
+def _streamed_statistics(image_set: ImageSet, image_shape: tuple[int, int, int], config_data) -> statistics.Statistics:
     shape = stored_shape(config_data.augment, image_shape)
     chunks = _sampled_images(image_set.train, shape)
     key = _statistics_key(image_set, shape)

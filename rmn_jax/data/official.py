@@ -36,8 +36,7 @@ def builder(name: str, source: Path, root: Path, scratch: Path) -> Iterator[tupl
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"Preparing {name} needs TensorFlow, this once: "
-            "pip install 'rmn-jax[prepare]' (reading needs none)."
+            f"Preparing {name} needs TensorFlow, this once: pip install 'rmn-jax[prepare]' (reading needs none)."
         )
     if name == "imagenet2012":
         yield _imagenet(source, root)
@@ -48,9 +47,7 @@ def builder(name: str, source: Path, root: Path, scratch: Path) -> Iterator[tupl
 def _imagenet(source: Path, root: Path) -> tuple[Any, dict]:
     missing = [archive for archive in IMAGENET_ARCHIVES if not (source / archive).is_file()]
     if missing:
-        raise UserError(
-            f"{source} has no {missing[0]}; --source is the folder with {' and '.join(IMAGENET_ARCHIVES)}."
-        )
+        raise UserError(f"{source} has no {missing[0]}; --source is the folder with {' and '.join(IMAGENET_ARCHIVES)}.")
     for archive in IMAGENET_ARCHIVES:
         _check_tar(source / archive)
     return tfds.builder_cls("imagenet2012")(data_dir=root), {"manual_dir": source}
@@ -108,15 +105,11 @@ def _unpack_cifar(source: Path, scratch: Path) -> Path:
         with tarfile.open(source) as archive:
             archive.extractall(scratch, filter="data")
     except tarfile.FilterError as error:
-        raise UserError(
-            f"{source} has an entry that leads out of its folder ({error}); do not use it."
-        ) from error
+        raise UserError(f"{source} has an entry that leads out of its folder ({error}); do not use it.") from error
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(
-            f"{source} is not a whole archive ({str(error).splitlines()[0]}); fetch it again."
-        ) from error
+        raise UserError(f"{source} is not a whole archive ({str(error).splitlines()[0]}); fetch it again.") from error
     if not (scratch / CIFAR_FOLDER / "train.bin").is_file():
         raise UserError(f"{source} is not CIFAR-100's binary version; fetch {CIFAR_ARCHIVE}.")
     return scratch
@@ -134,6 +127,4 @@ def _check_cifar_records(path: Path) -> None:
     labels = data.reshape(-1, _CIFAR_RECORD)[:, :2]
     wrong = np.flatnonzero((labels[:, 0] >= 20) | (labels[:, 1] >= 100))
     if len(wrong):
-        raise UserError(
-            f"{path}, record {wrong[0]}: its labels {labels[wrong[0]].tolist()} are out of range."
-        )
+        raise UserError(f"{path}, record {wrong[0]}: its labels {labels[wrong[0]].tolist()} are out of range.")

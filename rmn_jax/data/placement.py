@@ -16,9 +16,7 @@ class Placement:
         default = SingleDeviceSharding(jax.local_devices()[0])
         self.sharding: jax.sharding.Sharding = default if sharding is None else sharding
         if isinstance(self.sharding, NamedSharding):
-            self.replicated_sharding: jax.sharding.Sharding = NamedSharding(
-                self.sharding.mesh, PartitionSpec()
-            )
+            self.replicated_sharding: jax.sharding.Sharding = NamedSharding(self.sharding.mesh, PartitionSpec())
         else:
             self.replicated_sharding = self.sharding
 
@@ -30,9 +28,7 @@ class Placement:
             self.sharding.shard_shape((batch_size,))
         except ValueError:
             devices = len(self.sharding.device_set)
-            raise UserError(
-                f"{name} is {batch_size}, which does not divide over {devices} devices."
-            ) from None
+            raise UserError(f"{name} is {batch_size}, which does not divide over {devices} devices.") from None
 
     def local_rows(self, batch_size: int) -> np.ndarray:
         """Returns the sorted rows of a batch that this host's devices hold: int64 [rows]."""
@@ -67,6 +63,4 @@ class Placement:
         if not isinstance(self.sharding, NamedSharding):
             return jax.jit(function)
         whole, cut = PartitionSpec(), self.sharding.spec
-        return jax.jit(
-            jax.shard_map(function, mesh=self.sharding.mesh, in_specs=(whole, whole, cut), out_specs=cut)
-        )
+        return jax.jit(jax.shard_map(function, mesh=self.sharding.mesh, in_specs=(whole, whole, cut), out_specs=cut))

@@ -118,9 +118,7 @@ def _clear_errors(root: Path) -> Iterator[None]:
         if cause is not None:
             raise cause from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"The disk of {root} is full; nothing was left behind. Make room and try again."
-            ) from error
+            raise UserError(f"The disk of {root} is full; nothing was left behind. Make room and try again.") from error
         if isinstance(error, OSError) or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(f"Preparing into {root} failed ({error}); nothing was left behind.") from error
         raise

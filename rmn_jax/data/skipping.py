@@ -27,9 +27,7 @@ class SkippedExamples:
             return
         self._problems[example] = reason
         if self.limit == 0:
-            raise UserError(
-                f"{example}: {reason}. To skip up to n such examples, set config.data.skip_corrupt=n."
-            )
+            raise UserError(f"{example}: {reason}. To skip up to n such examples, set config.data.skip_corrupt=n.")
         if self.count > self.limit:
             raise UserError(
                 f"{example}: {reason}. That is unusable example number {self.count}; "

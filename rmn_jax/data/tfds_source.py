@@ -65,9 +65,7 @@ def from_directory(name: str, builder_dir: Path) -> ImageSet:
     splits = builder.info.splits
     evaluation = next((split for split in EVALUATION_SPLITS if split in splits), None)
     if "train" not in splits or evaluation is None:
-        raise UserError(
-            f"{name} has the splits {', '.join(splits)}; `train` and `validation` or `test` are needed."
-        )
+        raise UserError(f"{name} has the splits {', '.join(splits)}; `train` and `validation` or `test` are needed.")
     label = builder.info.features[label_key]
     names = (builder.info.metadata or {}).get("class_names") or label.names
     shape = builder.info.features[image_key].shape
@@ -77,9 +75,7 @@ def from_directory(name: str, builder_dir: Path) -> ImageSet:
         class_names=tuple(names),
         native_size=None if None in shape[:2] else tuple(shape[:2]),
         train=RecordSource(builder_dir, "train", image_key, label_key, splits["train"].num_examples),
-        evaluation=RecordSource(
-            builder_dir, evaluation, image_key, label_key, splits[evaluation].num_examples
-        ),
+        evaluation=RecordSource(builder_dir, evaluation, image_key, label_key, splits[evaluation].num_examples),
         fingerprint=_fingerprint(name, files, builder_dir),
         folder=builder_dir,
     )
@@ -87,14 +83,10 @@ def from_directory(name: str, builder_dir: Path) -> ImageSet:
 
 def _fingerprint(name: str, files: list[Path], builder_dir: Path) -> str:
     try:
-        described = [
-            path for path in builder_dir.glob("*.json") if path.name in ("dataset_info.json", "features.json")
-        ]
+        described = [path for path in builder_dir.glob("*.json") if path.name in ("dataset_info.json", "features.json")]
         return fingerprint.of_files([*files, *described, *builder_dir.glob("*.labels.txt")], builder_dir)
     except OSError as error:
-        raise UserError(
-            f"{name} is not whole ({error}); remove {builder_dir} and prepare it again."
-        ) from error
+        raise UserError(f"{name} is not whole ({error}); remove {builder_dir} and prepare it again.") from error
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
@@ -106,9 +98,7 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
         images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
         labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
         if len(images) != 1 or len(labels) != 1:
-            raise UserError(
-                f"{name} does not say which of its features {', '.join(features)} are image and label."
-            )
+            raise UserError(f"{name} does not say which of its features {', '.join(features)} are image and label.")
         image, label = images[0], labels[0]
     if not isinstance(features[image], tfds.features.Image) or not isinstance(
         features[label], tfds.features.ClassLabel
@@ -157,9 +147,7 @@ class RecordSource:
     def _open(self):
         builder = tfds.builder_from_directory(self._builder_dir)
         try:
-            return builder.as_data_source(
-                self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-            )
+            return builder.as_data_source(self._split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         except NotImplementedError as error:
             raise UserError(
                 f"{self._builder_dir} is not in a random-access format; prepare it again with "

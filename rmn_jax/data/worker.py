@@ -111,9 +111,7 @@ class TrainChunks(_Chunks):
     def __getitem__(self, number: int) -> Chunk:
         update, rows = self._layout.locate(number)
         examples, batch_size = len(self._source), self._layout.batch_size
-        positions = order.batch_indices(self._seed, update, num_examples=examples, batch_size=batch_size)[
-            rows
-        ]
+        positions = order.batch_indices(self._seed, update, num_examples=examples, batch_size=batch_size)[rows]
         epoch, batch = divmod(update, examples // batch_size)
         generators = [
             order.example_generator(self._seed, epoch, batch * batch_size + int(row)) if self._crops else None

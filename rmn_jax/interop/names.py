@@ -92,9 +92,7 @@ _TIMM_BLOCKS: tuple[dict[Path, str], dict[Path, str]] = (
 )
 
 
-def _efficientnet_ends(
-    stem_conv: str, stem_bn: str, head_conv: str, head_bn: str, classifier: str
-) -> dict[Path, str]:
+def _efficientnet_ends(stem_conv: str, stem_bn: str, head_conv: str, head_bn: str, classifier: str) -> dict[Path, str]:
     last = f"stage{len(efficientnet.STAGES)}"
     return {
         ("stem", "conv"): stem_conv,
@@ -116,9 +114,7 @@ NAMERS: dict[str, dict[str, Namer]] = {
     },
     "efficientnet_b0": {
         "torchvision": _efficientnet(
-            _efficientnet_ends(
-                "features.0.0", "features.0.1", "features.8.0", "features.8.1", "classifier.1"
-            ),
+            _efficientnet_ends("features.0.0", "features.0.1", "features.8.0", "features.8.1", "classifier.1"),
             lambda run: f"features.{run + 1}",
             (_torchvision_block(0), _torchvision_block(1)),
         ),

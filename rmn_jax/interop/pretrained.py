@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rmn_jax import config as configuration
 from rmn_jax.errors import UserError
 from rmn_jax.interop.torch_weights import ImportReport, load_torch_weights
+from rmn_jax.train.average import start_average
 from rmn_jax.train.checkpoint import Checkpoints, Position
 from rmn_jax.train.optimizer import make_optimizer
 from rmn_jax.train.run import CONFIG_FILE, build_model, make_state, write_file
@@ -61,6 +62,7 @@ def import_run(
         params=params,
         batch_stats=jax.tree.map(jnp.asarray, loaded["batch_stats"]),
         opt_state=optimizer.init(params),
+        average=start_average(params, config.ema),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,11 @@ def import_run(
 def _matching_config(config: ConfigDict | None, backbone: str, num_units: int | None) -> ConfigDict:
     if config is None:
         config = configuration.default_config()
-        config.data.name, config.data.image_size, config.data.augment = "imagenet2012", 224, "resized_crop_flip"
+        config.data.name, config.data.image_size, config.data.augment = (
+            "imagenet2012",
+            224,
+            "resized_crop_flip",
+        )
     config.model.backbone = backbone
     config.stem_epochs = 0
     config.method = "plain" if num_units is None else "rmn"

@@ -82,9 +82,7 @@ def load_torch_weights(
         (``strict``) tensors that do not match.
     """
     if backbone_name not in NAMERS:
-        raise UserError(
-            f"no weights can be imported for {backbone_name!r}; known: {', '.join(sorted(NAMERS))}."
-        )
+        raise UserError(f"no weights can be imported for {backbone_name!r}; known: {', '.join(sorted(NAMERS))}.")
     try:
         with safe_open(path, framework="flax") as file:
             shapes, actual = _header(file)
@@ -102,9 +100,7 @@ def load_torch_weights(
     bad = [leaf.source for leaf in matched if not np.isfinite(arrays[leaf.path]).all()]
     if bad:
         raise UserError(f"{path} holds values that are not finite, in {_some(bad)}; nothing was imported.")
-    return jax.tree_util.tree_map_with_path(
-        lambda key, leaf: arrays.get(_names(key), leaf), variables
-    ), report
+    return jax.tree_util.tree_map_with_path(lambda key, leaf: arrays.get(_names(key), leaf), variables), report
 
 
 def _header(file) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -158,9 +154,7 @@ def _match(leaves, shapes, naming, classifier, fresh_head) -> tuple[list[_Leaf],
             matched.append(leaf)
     unexpected = sorted(set(shapes) - {leaf.source for leaf in leaves})
     loaded = tuple(leaf.source for leaf in matched)
-    return matched, ImportReport(
-        naming, loaded, tuple(missing), tuple(unexpected), tuple(misshaped), tuple(fresh)
-    )
+    return matched, ImportReport(naming, loaded, tuple(missing), tuple(unexpected), tuple(misshaped), tuple(fresh))
 
 
 def _as_theirs(leaf: _Leaf) -> tuple[int, ...]:
@@ -212,8 +206,7 @@ def _check(report: ImportReport, path, backbone_name: str, shapes, strict: bool)
     told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
     if told and strict:
         raise UserError(
-            f"{path} is not a whole {backbone_name} for this run: {told}. "
-            f"{_advice(report)}Nothing was imported."
+            f"{path} is not a whole {backbone_name} for this run: {told}. {_advice(report)}Nothing was imported."
         )
 
 

@@ -143,9 +143,7 @@ class RMN(nn.Module):
         units = None if plan is None else self.num_units
         return Layers(
             conv=functools.partial(RoutedConv, num_units=units, plan=plan, dtype=self.dtype, backend=self.backend),
-            norm=functools.partial(
-                RoutedBatchNorm, num_units=units, plan=plan, train=train, axis_name=self.axis_name
-            ),
+            norm=functools.partial(RoutedBatchNorm, num_units=units, plan=plan, train=train, axis_name=self.axis_name),
             train=train,
             keys=keys,
             depthwise=functools.partial(RoutedDepthwise, num_units=units, plan=plan, dtype=self.dtype),

@@ -107,8 +107,6 @@ def vgg16_bn(num_classes: int, image_size: int, small_stem: str = "7x7") -> Back
     """
     del small_stem
     if image_size < 32:
-        raise UserError(
-            f"vgg16_bn halves the image five times: {image_size} pixels are too few, use 32 or more."
-        )
+        raise UserError(f"vgg16_bn halves the image five times: {image_size} pixels are too few, use 32 or more.")
     small = 32 < image_size <= 64
     return vgg(BLOCKS, num_classes, dropped_pools=2 if small else 0, grid=1 if image_size <= 32 else 7)

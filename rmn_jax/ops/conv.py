@@ -67,7 +67,7 @@ def routed_conv(
         raise ValueError(
             f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, C, O]"
         )
-    window = Window.make(kernel.shape[1:3], strides, padding)
+    window = Window.make(kernel.shape[1], kernel.shape[2], strides, padding)
     x, window = subsampled(x, window)
     return _routed(_Static(window, backend), x, kernel, plan)
 
@@ -102,12 +102,13 @@ def conv(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | No
     Args:
       x: [B, H, W, C].
       kernel: [kh, kw, C, O], of x's dtype.
-      strides, padding: as in ``routed_conv``.
+      strides: as in ``routed_conv``.
+      padding: as in ``routed_conv``.
 
     Returns:
       [B, OH, OW, O].
     """
-    window = Window.make(kernel.shape[:2], strides, padding)
+    window = Window.make(kernel.shape[0], kernel.shape[1], strides, padding)
     if jax.default_backend() != "cpu":
         return convolve(x, kernel, window)
     x, window = subsampled(x, window)
@@ -130,8 +131,8 @@ def _plain_backward(window, residuals, cotangent):
         unit=jnp.zeros((batch,), jnp.int32),
         order=jnp.arange(batch),
         inverse=jnp.arange(batch),
-        sizes=np.array([batch], np.int32),
-        offsets=np.array([0], np.int32),
+        sizes=jnp.array([batch], jnp.int32),
+        offsets=jnp.zeros(1, jnp.int32),
     )
     dx = input_gradient(cotangent, kernel, window, x.shape)
     dkernel = loop.kernel_gradient(x, cotangent, one_group, window, (1, *kernel.shape))

@@ -37,7 +37,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
     """
     if kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
         raise ValueError(f"kernel {kernel.shape} does not fit x {x.shape}; want [kh, kw, 1, C]")
-    return _taps(Window.make((kernel.shape[0], kernel.shape[1]), strides, padding), x, kernel[None, :, :, 0])
+    return _taps(Window.make(kernel.shape[0], kernel.shape[1], strides, padding), x, kernel[None, :, :, 0])
 
 
 def routed_depthwise(
@@ -61,12 +61,11 @@ def routed_depthwise(
     channels = x.shape[-1]
     if kernel.ndim != 5 or kernel.shape[3:] != (1, channels) or kernel.shape[0] != plan.num_units:
         raise ValueError(
-            f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; "
-            "want [N, kh, kw, 1, C]"
+            f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, 1, C]"
         )
     rows = rows_of_units(kernel.reshape(plan.num_units, -1), plan)
     rows = rows.reshape(x.shape[0], *kernel.shape[1:3], channels)
-    return _taps(Window.make((kernel.shape[1], kernel.shape[2]), strides, padding), x, rows)
+    return _taps(Window.make(kernel.shape[1], kernel.shape[2], strides, padding), x, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -142,8 +141,7 @@ def _taps_of_row(window: Window, row: tuple[jax.Array, jax.Array]) -> jax.Array:
     ones = jnp.ones((height * width,), jnp.float32)
     return jnp.stack(
         [
-            ones
-            @ (_view(padded, tap, (height, width), window.strides) * dy).reshape(height * width, channels)
+            ones @ (_view(padded, tap, (height, width), window.strides) * dy).reshape(height * width, channels)
             for tap in _each(window)
         ]
     )

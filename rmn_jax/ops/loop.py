@@ -30,9 +30,7 @@ def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) ->
 def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
     turned = single.flipped(kernel)  # once, outside the loops
-    return _map_tiles(
-        dy, turned, plan, lambda tile, own: single.convolve_flipped(tile, own, window, shape[1:3])
-    )
+    return _map_tiles(dy, turned, plan, lambda tile, own: single.convolve_flipped(tile, own, window, shape[1:3]))
 
 
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:

@@ -12,11 +12,11 @@ from rmn_jax.dispatch import RoutePlan
 
 
 class Moments(NamedTuple):
-    """``mean`` and ``variance`` (biased), [C] or [N, C] float32, and ``count``, [] or [N]: values averaged."""
+    """``mean`` and ``variance`` (biased), [C] or [N, C] float32, and ``values``, [] or [N]: how many were averaged."""
 
     mean: jax.Array
     variance: jax.Array
-    count: jax.Array
+    values: jax.Array
 
 
 def batch_moments(x: jax.Array, plan: RoutePlan | None, axis_name: str | None = None) -> Moments:
@@ -30,7 +30,7 @@ def batch_moments(x: jax.Array, plan: RoutePlan | None, axis_name: str | None = 
       axis_name: mesh axis to sum over, or None on one device.
 
     Returns:
-      Moments of shape [N, C] with a plan, [C] without. A unit without inputs has count 0, mean 0, variance 0.
+      Moments of shape [N, C] with a plan, [C] without. A unit without inputs has 0 values, mean 0, variance 0.
     """
     x = x.astype(jnp.float32)
     positions = x.shape[1] * x.shape[2]
@@ -57,7 +57,10 @@ def normalize(x, mean, variance, scale, bias, plan: RoutePlan | None, epsilon: f
 
     Args:
       x: [B, H, W, C], sorted by ``plan``.
-      mean, variance, scale, bias: [N, C] float32 with a plan, [C] without.
+      mean: [N, C] float32 with a plan, [C] without.
+      variance: alike.
+      scale: alike.
+      bias: alike.
       plan: the stage's plan, or None.
       epsilon: added to the variance.
 

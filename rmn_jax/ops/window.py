@@ -21,10 +21,10 @@ class Window(NamedTuple):
     padding: tuple[tuple[int, int], tuple[int, int]]
 
     @classmethod
-    def make(cls, size: tuple[int, int], strides: int, padding: int | None) -> "Window":
-        height, width = size
-        sides = (height // 2, width // 2) if padding is None else (padding, padding)
-        return cls(height, width, strides, tuple((side, side) for side in sides))
+    def make(cls, height: int, width: int, strides: int, padding: int | None) -> "Window":
+        """A window whose sides are padded alike, by half the kernel where ``padding`` is None."""
+        vertical, horizontal = (height // 2, width // 2) if padding is None else (padding, padding)
+        return cls(height, width, strides, ((vertical, vertical), (horizontal, horizontal)))
 
     @property
     def pointwise(self) -> bool:
@@ -53,7 +53,7 @@ def flipped(kernel: jax.Array) -> jax.Array:
     return jnp.swapaxes(jnp.flip(kernel, (-4, -3)), -1, -2)
 
 
-def convolve_flipped(dy: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, int]) -> jax.Array:
+def convolve_flipped(dy: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, ...]) -> jax.Array:
     """Input gradient with an already ``flipped`` kernel [kh, kw, O, C]; ``size`` is the input's (H, W)."""
     if window.pointwise:
         return jnp.einsum("bhwo,oc->bhwc", dy, kernel[0, 0])
@@ -65,9 +65,7 @@ def convolve_flipped(dy: jax.Array, kernel: jax.Array, window: Window, size: tup
         before = reach - 1 - low
         sides.append((before, length + reach - 1 - spread - before))
     dilation = (window.strides, window.strides)
-    return lax.conv_general_dilated(
-        dy, kernel, (1, 1), sides, lhs_dilation=dilation, dimension_numbers=_LAYOUT
-    )
+    return lax.conv_general_dilated(dy, kernel, (1, 1), sides, lhs_dilation=dilation, dimension_numbers=_LAYOUT)
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, ...]) -> jax.Array:
@@ -88,9 +86,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, window: Window) -> jax.Array:
     taps = []
     for i in range(window.height):
         for j in range(window.width):
-            view = padded[
-                :, i : i + (out_height - 1) * step + 1 : step, j : j + (out_width - 1) * step + 1 : step
-            ]
+            view = padded[:, i : i + (out_height - 1) * step + 1 : step, j : j + (out_width - 1) * step + 1 : step]
             view = view.reshape(-1, x.shape[-1])
             taps.append(lax.dot_general(view, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32))
     return jnp.stack(taps).reshape(window.height, window.width, x.shape[-1], out_channels)

@@ -26,13 +26,14 @@ _MANIFEST = "manifest.json"
 
 
 class Position(NamedTuple):
-    """Where a run is: ``update`` updates done, in one of the four ``step``\\ s (plain runs stay in step 1)."""
+    """Where a run is: ``update`` updates done, in one of the four steps (plain runs stay in step 1)."""
 
     update: int
     step: int
 
     @property
     def folder(self) -> str:
+        """The checkpoint's folder name."""
         return f"update_{self.update:08d}.step{self.step}"
 
 
@@ -138,7 +139,8 @@ class Checkpoints:
             if name not in leaves or _digest(np.asarray(leaves[name])) != entry["digest"]:
                 raise Damaged(f"{name} does not match its digest")
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: np.asarray(leaves[_name(path)]) if leaf.size else np.zeros(leaf.shape, leaf.dtype), target
+            lambda path, leaf: np.asarray(leaves[_name(path)]) if leaf.size else np.zeros(leaf.shape, leaf.dtype),
+            target,
         )
 
     def _prune(self) -> None:
@@ -190,7 +192,14 @@ def _set_aside(target: pathlib.Path) -> None:
 
 def _is_disk_trouble(error: BaseException) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG)
+        return error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.EFBIG,
+        )
     text = str(error)
     return any(sign in text for sign in ("No space left", "ENOSPC", "Permission denied", "Read-only", "quota"))
 

@@ -1,4 +1,4 @@
-"""The loop: updates until a given one, an evaluation and a line an epoch, checkpoints. Steps 1 and 4 share it."""
+"""The loop of steps 1 and 4: updates until a given one, an evaluation and a line an epoch, checkpoints."""
 
 import math
 import time
@@ -95,11 +95,14 @@ def _summary(run: Run, state: TrainState, epoch: int, step: int, seconds: float)
 
 
 def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> dict[str, Any]:
-    """``{"top1", "top5", "loss", "examples", "load"}`` over a split, every example counted once."""
+    """``{"top1", "top5", "loss", "examples", "load"}`` over a split, every example counted once.
+
+    With ``config.ema`` it is the averaged parameters that are evaluated.
+    """
     eval_step = run.eval_step(routed)
     sums = None
     for batch in run.dataset.eval_batches(split):
-        part = eval_step(state.variables, batch, run.eval_key)
+        part = eval_step(state.eval_variables, batch, run.eval_key)
         sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
     sums = jax.device_get(sums)
     count = float(sums.count)

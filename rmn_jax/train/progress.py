@@ -41,7 +41,9 @@ class Reporter:
     def advance(self, loss: float | None = None) -> None:
         """One update of the epoch is done."""
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, **({} if loss is None else {"note": f"loss {loss:.3f}"}))
+            self._bar.advance(self._task)
+            if loss is not None:
+                self._bar.update(self._task, note=f"loss {loss:.3f}")
 
     def end_epoch(self) -> None:
         """Closes the bar, also when the epoch ends early."""

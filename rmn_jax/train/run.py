@@ -60,7 +60,9 @@ class Run:
         self.preprocess = data.make_preprocess(config.data, self.info)
         self.updates_per_epoch = self.dataset.updates_per_epoch
         self.total_updates = config.epochs * self.updates_per_epoch
-        self.stem_updates = config.stem_epochs * self.updates_per_epoch if config.method == "rmn" else self.total_updates
+        self.stem_updates = (
+            config.stem_epochs * self.updates_per_epoch if config.method == "rmn" else self.total_updates
+        )
         self.learning_rate = learning_rate(config, self.updates_per_epoch)
         self.optimizer = make_optimizer(config, self.updates_per_epoch)
         self.key = jax.random.key(config.seed)
@@ -122,7 +124,8 @@ class Run:
         if jax.process_count() == 1:
             return jax.device_put(state, everywhere)
         return jax.tree.map(
-            lambda leaf: jax.make_array_from_callback(leaf.shape, everywhere, lambda index: leaf[index]), state
+            lambda leaf: jax.make_array_from_callback(leaf.shape, everywhere, lambda index: leaf[index]),
+            state,
         )
 
     def restore(self) -> tuple[TrainState, Position] | None:

@@ -6,7 +6,7 @@ is that of the whole batch on one device. Axes: B inputs, N units, S stages (see
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from rmn_jax import routing
 from rmn_jax.models import RMN, Outputs
+from rmn_jax.train.average import move_average
+from rmn_jax.train.gradients import BatchSums, accumulate, cut, make_part_sums
 from rmn_jax.train.state import Metrics, TrainState
 
 AXIS = "data"
@@ -27,6 +29,7 @@ def make_mesh(devices=None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """A batch's rows over the devices, neighbouring rows on the same one."""
     return NamedSharding(mesh, P(AXIS))
 
 
@@ -43,8 +46,22 @@ def make_train_step(
     *,
     alpha: float,
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    accumulation: int = 1,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
     """The jitted update ``(state, batch, key) -> (state, mean loss)``; the state's buffers are reused.
+
+    With ``accumulation`` k the batch is taken in k equal parts one after another, for the memory of one:
+
+    - Part p is the rows p, p + k, p + 2k .. of the global batch (pairs of rows with mixup): k says which
+      inputs are normalised together, the number of devices does not.
+    - Gradients are averaged over the whole batch; the optimizer and ``update`` move once.
+    - Batch norm takes a part's statistics over all devices (ghost batch norm), and its running statistics
+      move once a part, k times an update. A unit's statistics are those of its inputs in the part.
+    - The memories route the whole batch as they were before the update, and move once by eq. 9 over it.
+
+    Without batch norm the result is that of k = 1.
 
     Args:
       model: with ``axis_name`` set to ``AXIS``.
@@ -53,63 +70,61 @@ def make_train_step(
       mesh: devices along ``AXIS``.
       alpha: momentum of the memories (eq. 9).
       label_smoothing: share of the target spread evenly over all classes.
+      mixup: alpha of mixup's Beta distribution (see ``rmn_jax.train.mixup``); 0 is off. An input then counts
+        as correct when the first guess is the class that weighs more.
+      accumulation: k; the global batch divides by devices * k (by twice that with mixup).
+      ema: decay of ``state.average`` (see ``rmn_jax.train.average``), where the state has one.
 
     Returns:
       A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
     """
+    part_sums = make_part_sums(model, augment, label_smoothing, mixup)
 
     def update(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
+        size = batch["image"].shape[0] * jax.lax.axis_size(AXIS)
         keys = example_keys(jax.random.fold_in(key, state.update), batch["index"])
-        image_keys, network_keys = (jax.vmap(partial(jax.random.fold_in, data=i))(keys) for i in (0, 1))
-        images = augment(image_keys, batch["image"])
-        global_size = images.shape[0] * jax.lax.axis_size(AXIS)
+        rows = {"image": batch["image"], "label": batch["label"], "key": keys}
 
-        def loss_of(params):
-            outputs, changed = model.apply(
-                {**state.variables, "params": params},
-                images,
-                train=True,
-                keys=network_keys,
-                mutable=["batch_stats"],
-            )
-            targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], outputs.logits.shape[-1]), label_smoothing)
-            losses = optax.softmax_cross_entropy(outputs.logits, targets)
-            return jnp.sum(losses) / global_size, (outputs, changed["batch_stats"], losses)
+        def sums_of(batch_stats, rows):
+            return part_sums({**state.variables, "batch_stats": batch_stats}, rows, size)
 
-        gradients, (outputs, batch_stats, losses) = jax.grad(loss_of, has_aux=True)(state.params)
-        correct = jnp.sum(jnp.argmax(outputs.logits, -1) == batch["label"]).astype(jnp.float32)
-        gradients, loss, correct = jax.lax.psum((gradients, jnp.sum(losses), correct), AXIS)
-        memory, load, drift = _moved_memories(state.memory, outputs, model, alpha)
+        if accumulation == 1:
+            sums, batch_stats = sums_of(state.batch_stats, rows)
+        else:
+            parts = cut(rows, accumulation, group=2 if mixup else 1)
+            zeros = BatchSums.zeros(state.params, state.memory)
+            sums, batch_stats = accumulate(sums_of, state.batch_stats, parts, zeros)
+        gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)
+        memory, load, drift = _moved_memories(state.memory, sums.units, model.num_units, alpha)
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        sums = Metrics(loss, correct, jnp.float32(global_size), load, drift)
+        params = optax.apply_updates(state.params, changes)
+        metrics = Metrics(loss, correct, jnp.float32(size), load, drift)
         state = TrainState(
             update=state.update + 1,
-            params=optax.apply_updates(state.params, changes),
+            params=params,
             batch_stats=batch_stats,
             memory=memory,
             opt_state=opt_state,
-            metrics=jax.tree.map(jnp.add, state.metrics, sums),
+            metrics=jax.tree.map(jnp.add, state.metrics, metrics),
+            average=move_average(state.average, params, ema, state.update),
         )
-        return state, loss / global_size
+        return state, loss / size
 
     # Without variance checks, the sum over devices in the forward pass (batch norm) is transposed to a sum:
-    # each device then differentiates the global loss, and one psum of the gradients remains to be done, above.
+    # each device then differentiates the global loss, and one psum of the gradients remains, above.
     sharded = jax.shard_map(update, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
     return jax.jit(sharded, donate_argnums=0)
 
 
-def _moved_memories(memory: dict[str, Any], outputs: Outputs, model: RMN, alpha: float):
+def _moved_memories(memory: dict, sums: tuple[routing.UnitSums, ...], num_units: int, alpha: float):
     """Eq. 9 for all stages over the global batch, with one reduction; also the loads and drifts."""
-    if not model.routed:
-        return memory, jnp.zeros((0, model.num_units)), jnp.zeros((0,))
-    sums = [
-        routing.unit_sums(pooled, assignment, model.num_units)
-        for pooled, assignment in zip(outputs.pooled, outputs.assignment, strict=True)
-    ]
+    if not sums:
+        return memory, jnp.zeros((0, num_units)), jnp.zeros((0,))
     sums = jax.lax.psum(sums, AXIS)
-    moved = {f"memory{i + 1}": routing.update_memory(memory[f"memory{i + 1}"], s, alpha) for i, s in enumerate(sums)}
-    drift = jnp.stack([routing.memory_drift(memory[name], moved[name]) for name in moved])
-    return moved, jnp.stack([s.count for s in sums]), drift
+    names = [f"memory{i + 1}" for i in range(len(sums))]
+    moved = {name: routing.update_memory(memory[name], s, alpha) for name, s in zip(names, sums, strict=True)}
+    drift = jnp.stack([routing.memory_drift(memory[name], moved[name]) for name in names])
+    return moved, jnp.stack([s.inputs for s in sums]), drift
 
 
 class EvalSums(NamedTuple):
@@ -118,7 +133,7 @@ class EvalSums(NamedTuple):
     loss: jax.Array
     top1: jax.Array
     top5: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     load: jax.Array
 
 
@@ -131,7 +146,7 @@ def make_eval_step(model: RMN, prepare: Callable[[jax.Array], jax.Array], mesh: 
 
     def evaluate(variables: dict, batch: dict, key: jax.Array) -> EvalSums:
         keys = example_keys(key, batch["index"])
-        outputs = model.apply(variables, prepare(batch["image"]), keys=keys)
+        outputs = cast(Outputs, model.apply(variables, prepare(batch["image"]), keys=keys))
         label, mask = batch["label"], batch["mask"].astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, label)
         own = jnp.take_along_axis(outputs.logits, label[:, None], axis=-1)
@@ -144,16 +159,15 @@ def make_eval_step(model: RMN, prepare: Callable[[jax.Array], jax.Array], mesh: 
         sums = EvalSums(total(losses), total(rank < 1), total(rank < 5), jnp.sum(mask), load)
         return jax.lax.psum(sums, AXIS)
 
-    return jax.jit(
-        jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
-    )
+    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False))
 
 
 def make_extract_step(model: RMN, prepare: Callable[[jax.Array], jax.Array], mesh: Mesh):
-    """The jitted ``(variables, batch, key) -> (pooled, assignment)`` in evaluation mode: S arrays [B, C], and [S, B]."""
+    """The jitted ``(variables, batch, key) -> (pooled, assignment)`` in evaluation: S x [B, C]; [S, B]."""
 
     def extract(variables: dict, batch: dict, key: jax.Array):
-        outputs = model.apply(variables, prepare(batch["image"]), keys=example_keys(key, batch["index"]))
+        keys = example_keys(key, batch["index"])
+        outputs = cast(Outputs, model.apply(variables, prepare(batch["image"]), keys=keys))
         return outputs.pooled, outputs.assignment
 
     out_specs = (P(AXIS), P(None, AXIS))

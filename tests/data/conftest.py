@@ -88,9 +88,7 @@ def small_tiny_imagenet(tmp_path):
     root = tmp_path / "tiny-imagenet-200"
     (root / "val" / "images").mkdir(parents=True)
     (root / "wnids.txt").write_text("\n".join(CLASS_IDS) + "\n")
-    (root / "words.txt").write_text(
-        "".join(f"{i}\tthing {n}, item {n}\n" for n, i in sorted(enumerate(CLASS_IDS)))
-    )
+    (root / "words.txt").write_text("".join(f"{i}\tthing {n}, item {n}\n" for n, i in sorted(enumerate(CLASS_IDS))))
     for number, class_id in enumerate(CLASS_IDS):
         folder = root / "train" / class_id / "images"
         folder.mkdir(parents=True)

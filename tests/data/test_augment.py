@@ -24,9 +24,7 @@ def test_pad_and_crop_gives_each_of_the_nine_windows_by_hand():
     # Padding 1 on a 2 x 2 image: the window starts at row and column 0, 1 or 2 of the 4 x 4 padded image.
     image = jnp.array([[[1], [2]], [[3], [4]]], jnp.uint8)
     padded = [[0, 0, 0, 0], [0, 1, 2, 0], [0, 3, 4, 0], [0, 0, 0, 0]]
-    windows = {
-        tuple(padded[r + i][c + j] for i in range(2) for j in range(2)) for r in range(3) for c in range(3)
-    }
+    windows = {tuple(padded[r + i][c + j] for i in range(2) for j in range(2)) for r in range(3) for c in range(3)}
     keys = jax.random.split(jax.random.key(1), 300)
     cropped = np.asarray(jax.vmap(augment.pad_and_crop, (0, None, None))(keys, image, 1))
     found, counts = np.unique(cropped.reshape(300, 4), axis=0, return_counts=True)

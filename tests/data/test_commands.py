@@ -30,9 +30,7 @@ def test_names_are_short(name, short):
 
 
 def test_bench_prints_a_line_for_each_path(data_config, capsys):
-    lines = commands.bench_input(
-        data_config(), batch_size=32, seconds=0.05, update=lambda batch: batch["image"] + 1
-    )
+    lines = commands.bench_input(data_config(), batch_size=32, seconds=0.05, update=lambda batch: batch["image"] + 1)
     assert [line["path"] for line in lines] == ["device", "update", "stream"]
     assert all(line["images_per_second"] > 0 for line in lines) and lines[0]["share_of_update"] > 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines

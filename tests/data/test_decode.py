@@ -14,9 +14,7 @@ def _pillow(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [("JPEG", {"quality": 90}), ("JPEG", {"progressive": True}), ("PNG", {})]
-)
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 90}), ("JPEG", {"progressive": True}), ("PNG", {})])
 def test_pixels_are_pillow_s(kind, options):
     data = encode(photograph(0, 37, 53), kind, **options)
     np.testing.assert_array_equal(decode.decode(data), _pillow(data))

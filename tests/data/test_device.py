@@ -45,9 +45,7 @@ def test_a_batch_depends_on_seed_and_update_alone(data_config):
     for update in (5, 0, 40):
         _same(first.train_batch(update), second.train_batch(update))
     assert not np.array_equal(first.train_batch(3)["index"], first.train_batch(4)["index"])
-    assert not np.array_equal(
-        first.train_batch(3)["index"], _load(data_config(), seed=1).train_batch(3)["index"]
-    )
+    assert not np.array_equal(first.train_batch(3)["index"], _load(data_config(), seed=1).train_batch(3)["index"])
 
 
 def test_eight_devices_hold_what_one_does(data_config, eight_way):
@@ -67,9 +65,7 @@ def test_a_mesh_of_explicit_axes_serves_as_well(data_config):
         pytest.skip("needs eight (simulated) devices")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    _same(
-        _load(data_config()).train_batch(2), _load(data_config(), sharding, eval_batch_size=8).train_batch(2)
-    )
+    _same(_load(data_config()).train_batch(2), _load(data_config(), sharding, eval_batch_size=8).train_batch(2))
 
 
 @pytest.mark.parametrize(("split", "examples"), [("eval", 360), ("train", 1437)])

@@ -29,7 +29,5 @@ def test_files_name_size_and_end_count(tmp_path):
 
 def test_a_changed_data_set_is_one_line():
     fingerprint.check_fingerprint(INFO, "0")
-    with pytest.raises(
-        UserError, match="made has changed since this run began .*new run in another --workdir"
-    ):
+    with pytest.raises(UserError, match="made has changed since this run began .*new run in another --workdir"):
         fingerprint.check_fingerprint(INFO, "1")

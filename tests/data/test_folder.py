@@ -61,9 +61,7 @@ def test_a_bad_image_is_named_and_skipped_when_asked(image_folder, data_config, 
     config.skip_corrupt = 1
     dataset = load(config, batch_size=54, eval_batch_size=8, seed=0, sharding=None)
     index = np.asarray(dataset.train_batch(0)["index"])
-    counted = sum(
-        int(batch["mask"].sum()) for split in ("train", "eval") for batch in dataset.eval_batches(split)
-    )
+    counted = sum(int(batch["mask"].sum()) for split in ("train", "eval") for batch in dataset.eval_batches(split))
     assert counted == 59  # of 60
     assert len(np.unique(index)) == (53 if in_train else 54)
     assert caplog.text.count("05.jpg") == 1

@@ -31,8 +31,7 @@ def _cifar_pixels(number: int) -> np.ndarray:
 def _cifar_records(numbers: range) -> bytes:
     """Returns records as published: coarse label, fine label, then all reds, greens and blues."""
     return b"".join(
-        bytes([number % 20, number % 100]) + _cifar_pixels(number).transpose(2, 0, 1).tobytes()
-        for number in numbers
+        bytes([number % 20, number % 100]) + _cifar_pixels(number).transpose(2, 0, 1).tobytes() for number in numbers
     )
 
 
@@ -142,9 +141,7 @@ def imagenet(tmp_path):
 @quiet
 def test_imagenet_from_its_archives(imagenet, tmp_path, data_config):
     data_dir = tmp_path / "tfds"
-    assert prepare("imagenet2012", str(imagenet), str(data_dir)) == {
-        "examples": {"train": 12, "validation": 5}
-    }
+    assert prepare("imagenet2012", str(imagenet), str(data_dir)) == {"examples": {"train": 12, "validation": 5}}
     config = data_config(
         name="imagenet2012", data_dir=str(data_dir), image_size=64, augment="resized_crop_flip", feed="stream"
     )
@@ -162,9 +159,7 @@ def test_imagenet_needs_both_archives_whole(imagenet, tmp_path):
     train = imagenet / "ILSVRC2012_img_train.tar"
     data = train.read_bytes()
     train.write_bytes(data[: len(data) // 2])
-    with pytest.raises(
-        UserError, match=r"ILSVRC2012_img_train\.tar is not a whole tar archive .*fetch it again"
-    ):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is not a whole tar archive .*fetch it again"):
         official._imagenet(imagenet, tmp_path)
     train.unlink()
     with pytest.raises(UserError, match=r"has no ILSVRC2012_img_train\.tar; --source is the folder with"):

@@ -30,8 +30,6 @@ def test_batches_cut_the_epochs_order_and_drop_the_remainder(update, epoch, star
 
 
 def test_example_generators_are_independent_of_each_other_and_of_the_shuffle():
-    draws = {
-        order.example_generator(*key).integers(2**63) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
-    }
+    draws = {order.example_generator(*key).integers(2**63) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
     assert len(draws) == 4
     assert order.example_generator(0, 0, 0).random() == order.example_generator(0, 0, 0).random()

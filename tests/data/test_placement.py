@@ -18,9 +18,7 @@ def test_eight_devices_hold_an_eighth_each(eight_way):
     placement = Placement(eight_way)
     np.testing.assert_array_equal(placement.local_rows(16), np.arange(16))
     for placed in (placement.batch(np.arange(16)), placement.local_batch(np.arange(16), 16)):
-        shards = sorted(
-            (shard.device.id, np.asarray(shard.data).tolist()) for shard in placed.addressable_shards
-        )
+        shards = sorted((shard.device.id, np.asarray(shard.data).tolist()) for shard in placed.addressable_shards)
         assert [rows for _, rows in shards] == [[2 * k, 2 * k + 1] for k in range(8)]
     whole = placement.replicated(np.arange(3))
     assert all(shard.data.shape == (3,) for shard in whole.addressable_shards)

@@ -60,9 +60,7 @@ def test_cifar100_as_tfds_describes_it(cifar100, data_config):
     assert dataset.info.image_shape == (32, 32, 3) and dataset.info.num_classes == 100
     assert (dataset.info.train_examples, dataset.info.eval_examples) == (40, 10)
     batch = dataset.train_batch(0)
-    expected = {
-        n % 100: np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8) for n in range(40)
-    }
+    expected = {n % 100: np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8) for n in range(40)}
     for image, label in zip(np.asarray(batch["image"]), np.asarray(batch["label"]), strict=True):
         np.testing.assert_array_equal(image, expected.pop(int(label)))
     assert not expected
@@ -86,9 +84,7 @@ def test_any_image_classification_set_by_name(tmp_path, data_config):
     }
     images = [np.full((20 + n, 30), 10 * n, np.uint8) for n in range(12)]
     examples = [{"image": encode(image, "PNG"), "label": n % 2} for n, image in enumerate(images)]
-    _write(
-        tmp_path, "grey", {"train": examples[:8], "validation": examples[8:], "test": examples[:1]}, features
-    )
+    _write(tmp_path, "grey", {"train": examples[:8], "validation": examples[8:], "test": examples[:1]}, features)
     config = data_config(name="tfds:grey", data_dir=str(tmp_path), image_size=16)
     dataset = load(config, batch_size=8, eval_batch_size=4, seed=0, sharding=None)
     assert dataset.info.class_names == ("no", "yes") and dataset.info.eval_examples == 4
@@ -106,12 +102,8 @@ def test_any_image_classification_set_by_name(tmp_path, data_config):
 
 
 def test_a_set_without_images_or_with_one_split_is_refused(tmp_path):
-    _write(
-        tmp_path, "words", {"train": [{"text": "a"}], "test": [{"text": "b"}]}, {"text": tfds.features.Text()}
-    )
-    with pytest.raises(
-        UserError, match="tfds:words does not say which of its features text are image and label"
-    ):
+    _write(tmp_path, "words", {"train": [{"text": "a"}], "test": [{"text": "b"}]}, {"text": tfds.features.Text()})
+    with pytest.raises(UserError, match="tfds:words does not say which of its features text are image and label"):
         tfds_source.open_image_set("tfds:words", str(tmp_path))
     features = {
         "image": tfds.features.Image(shape=(32, 32, 3)),
@@ -119,16 +111,12 @@ def test_a_set_without_images_or_with_one_split_is_refused(tmp_path):
     }
     example = {key: _example(1, 2)[key] for key in ("image", "label")}
     _write(tmp_path, "half", {"train": [example]}, features)
-    with pytest.raises(
-        UserError, match="has the splits train; `train` and `validation` or `test` are needed"
-    ):
+    with pytest.raises(UserError, match="has the splits train; `train` and `validation` or `test` are needed"):
         tfds_source.open_image_set("tfds:half", str(tmp_path))
 
 
 def test_a_set_that_is_not_there_says_how_to_build_it(tmp_path):
-    with pytest.raises(
-        UserError, match=f"tfds build flowers --file_format=array_record --data_dir={tmp_path}"
-    ):
+    with pytest.raises(UserError, match=f"tfds build flowers --file_format=array_record --data_dir={tmp_path}"):
         tfds_source.open_image_set("tfds:flowers", str(tmp_path))
 
 

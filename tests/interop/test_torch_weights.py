@@ -55,9 +55,7 @@ def empty_variables(name, **settings):
     """Variables that hold -1 everywhere: what keeps it was not loaded."""
     model = network(name, **settings)
     shapes = jax.eval_shape(
-        lambda: model.init(
-            jax.random.key(0), jnp.zeros((1, 64, 64, 3)), keys=jax.random.split(jax.random.key(0), 1)
-        )
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), keys=jax.random.split(jax.random.key(0), 1))
     )
     return jax.tree.map(lambda leaf: np.full(leaf.shape, -1, np.float32), shapes)
 
@@ -107,9 +105,7 @@ def test_logits_equal_those_of_pytorch(name, size, files):
 
     images = torchvision_files.images(3, size)[1:]
     variables, _ = load_torch_weights(files(name), name, empty_variables(name))
-    assert_close(
-        forward(name)(variables, images), torch_reference.logits(name, arrays_of(name), images, VGG_WIDTH)
-    )
+    assert_close(forward(name)(variables, images), torch_reference.logits(name, arrays_of(name), images, VGG_WIDTH))
 
 
 @pytest.mark.parametrize(
@@ -123,9 +119,7 @@ def test_logits_equal_those_of_pytorch(name, size, files):
 )
 def test_the_oracle_holds_as_many_parameters_as_torchvision(name, count):
     shapes = torchvision_files.shapes_of(name, 1000)
-    assert (
-        sum(int(np.prod(shape)) for key, shape in shapes.items() if "running" not in key and shape) == count
-    )
+    assert sum(int(np.prod(shape)) for key, shape in shapes.items() if "running" not in key and shape) == count
 
 
 def as_timm(name, arrays):
@@ -222,9 +216,7 @@ def test_cut_file_is_refused(files, tmp_path):
 
 def test_another_number_of_classes_needs_a_fresh_head(files):
     variables = empty_variables("resnet18", num_classes=7)
-    with pytest.raises(
-        UserError, match=r"fc\.weight: \(10, 512\), the network wants \(7, 512\).*--fresh_head"
-    ):
+    with pytest.raises(UserError, match=r"fc\.weight: \(10, 512\), the network wants \(7, 512\).*--fresh_head"):
         load_torch_weights(files("resnet18"), "resnet18", variables)
     loaded, report = load_torch_weights(files("resnet18"), "resnet18", variables, fresh_head=True)
     assert report.fresh == ("params/head/fc/bias", "params/head/fc/kernel")
@@ -257,9 +249,7 @@ def test_attention_keeps_what_it_holds(files):
 def test_half_precision_and_names_of_a_parallel_wrapper(tmp_path):
     halves = {f"module.{k}": a.astype(np.float16) for k, a in arrays_of("resnet18").items()}
     save_file(halves, tmp_path / "half.safetensors")
-    variables, report = load_torch_weights(
-        tmp_path / "half.safetensors", "resnet18", empty_variables("resnet18")
-    )
+    variables, report = load_torch_weights(tmp_path / "half.safetensors", "resnet18", empty_variables("resnet18"))
     assert report.unexpected == ()
     kernel = variables["params"]["head"]["fc"]["kernel"]
     assert kernel.dtype == np.float32

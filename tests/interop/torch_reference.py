@@ -15,15 +15,11 @@ class ResidualBlock(nn.Module):
             self.sizes = [(width, 1, 1), (width, 3, strides), (out, 1, 1)]
         inputs = channels
         for k, (outputs, kernel, stride) in enumerate(self.sizes):
-            self.add_module(
-                f"conv{k + 1}", nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-            )
+            self.add_module(f"conv{k + 1}", nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False))
             self.add_module(f"bn{k + 1}", nn.BatchNorm2d(outputs))
             inputs = outputs
         if channels != out or strides != 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, out, 1, strides, bias=False), nn.BatchNorm2d(out)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, strides, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x):
         y = x
@@ -123,9 +119,7 @@ def build(name, num_classes, vgg_width):
         return Vgg(num_classes, vgg_width)
     if name == "efficientnet_b0":
         return EfficientNet(num_classes)
-    return (
-        ResNet((2, 2, 2, 2), 1, num_classes) if name == "resnet18" else ResNet((3, 4, 6, 3), 4, num_classes)
-    )
+    return ResNet((2, 2, 2, 2), 1, num_classes) if name == "resnet18" else ResNet((3, 4, 6, 3), 4, num_classes)
 
 
 def logits(name, arrays, images, vgg_width):

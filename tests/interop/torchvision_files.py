@@ -42,9 +42,7 @@ def resnet(depths, bottleneck, num_classes):
             sizes = [(width, 1), (width, 3), (out, 1)] if bottleneck else [(width, 3), (width, 3)]
             inputs = channels
             for k, (outputs, kernel) in enumerate(sizes):
-                shapes |= conv(f"{block}.conv{k + 1}", outputs, inputs, kernel) | norm(
-                    f"{block}.bn{k + 1}", outputs
-                )
+                shapes |= conv(f"{block}.conv{k + 1}", outputs, inputs, kernel) | norm(f"{block}.bn{k + 1}", outputs)
                 inputs = outputs
             if channels != out:
                 shapes |= conv(f"{block}.downsample.0", out, channels, 1) | norm(f"{block}.downsample.1", out)
@@ -92,11 +90,7 @@ def shapes_of(name, num_classes, vgg_width=4096):
         return vgg(num_classes, vgg_width)
     if name == "efficientnet_b0":
         return efficientnet(num_classes)
-    return (
-        resnet((2, 2, 2, 2), False, num_classes)
-        if name == "resnet18"
-        else resnet((3, 4, 6, 3), True, num_classes)
-    )
+    return resnet((2, 2, 2, 2), False, num_classes) if name == "resnet18" else resnet((3, 4, 6, 3), True, num_classes)
 
 
 def uniform(name, size):

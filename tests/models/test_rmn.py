@@ -37,9 +37,7 @@ def cloned(plain, variables, images, seed):
     routed = plain.clone(routed=True)
     pooled = jax.jit(plain.apply)(variables, images, keys=jax.random.split(jax.random.key(0), len(images))).pooled
     rng = np.random.default_rng(seed)
-    memory = {
-        f"memory{i + 1}": p[rng.choice(len(images), UNITS, replace=False)] for i, p in enumerate(pooled)
-    }
+    memory = {f"memory{i + 1}": p[rng.choice(len(images), UNITS, replace=False)] for i, p in enumerate(pooled)}
     return routed, {**{name: clone(tree, UNITS) for name, tree in variables.items()}, "memory": memory}
 
 
@@ -85,6 +83,16 @@ def test_renumbering_units_with_their_memories_changes_nothing(train):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), other_stats, expected)
 
 
+def taken(tree, way):
+    """The plain variables of one way through the stages, ``way[i]`` being the unit of stage i + 1."""
+
+    def take(path, leaf):
+        part = path[0].key
+        return leaf[way[int(part[5:]) - 1]] if part.startswith("stage") else leaf
+
+    return jax.tree_util.tree_map_with_path(take, tree)
+
+
 def test_every_input_takes_its_own_units_way():
     """The routed network against running each input alone through the plain network its way is made of."""
     plain, variables, images = plain_network(backbones()["basic"], "none")
@@ -96,15 +104,7 @@ def test_every_input_takes_its_own_units_way():
     alone = jax.jit(plain.apply)
     for example in range(6):
         way = result.assignment[:, example]
-        own = {
-            name: {
-                part: jax.tree.map(lambda leaf: leaf[way[int(part[5:]) - 1]], tree)
-                if part.startswith("stage")
-                else tree
-                for part, tree in variables[name].items()
-            }
-            for name in ("params", "batch_stats")
-        }
+        own = {name: taken(variables[name], way) for name in ("params", "batch_stats")}
         one = alone(own, images[example : example + 1])
         np.testing.assert_allclose(result.logits[example], one.logits[0], rtol=1e-4, atol=1e-4)
         for i in range(3):  # and at each stage its nearest memory was the one taken
@@ -174,9 +174,7 @@ def test_a_routed_tree_is_the_plain_one_with_an_axis_below_the_stages():
     routed = jax.eval_shape(RMN(backbone, 5, routed=True).init, key, images)
     for name in ("params", "batch_stats"):
         expected = jax.eval_shape(lambda tree: clone(tree, 5), plain[name])
-        assert jax.tree.map(lambda leaf: leaf.shape, routed[name]) == jax.tree.map(
-            lambda leaf: leaf.shape, expected
-        )
+        assert jax.tree.map(lambda leaf: leaf.shape, routed[name]) == jax.tree.map(lambda leaf: leaf.shape, expected)
     assert {name: leaf.shape for name, leaf in routed["memory"].items()} == {
         "memory1": (5, 64), "memory2": (5, 64), "memory3": (5, 128), "memory4": (5, 256)
     }  # fmt: skip

@@ -31,7 +31,7 @@ def test_each_unit_is_normalised_by_its_own_sub_batch(rng):
         np.testing.assert_allclose(moments.mean[j], x[rows].mean((0, 1, 2)), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(moments.variance[j], x[rows].var((0, 1, 2)), rtol=1e-4)
         np.testing.assert_allclose(output[rows], alone(x[rows], scale[j], bias[j]), rtol=1e-4, atol=1e-4)
-    assert moments.count.tolist() == [3 * 20, 0, 2 * 20, 4 * 20]
+    assert moments.values.tolist() == [3 * 20, 0, 2 * 20, 4 * 20]
 
 
 def test_gradients_are_those_of_the_sub_batches_alone(rng):
@@ -73,9 +73,7 @@ def test_running_statistics_move_by_momentum_and_stay_for_a_unit_that_got_nothin
     for j, rows in groups.items():
         pick = (lambda leaf: leaf) if j is None else (lambda leaf, j=j: leaf[j])
         # Start: mean 0 + 0.5, variance 1 + 0.5.
-        np.testing.assert_allclose(
-            pick(after["mean"]), 0.9 * 0.5 + 0.1 * x[rows].mean((0, 1, 2)), rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(pick(after["mean"]), 0.9 * 0.5 + 0.1 * x[rows].mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(pick(after["var"]), 0.9 * 1.5 + 0.1 * x[rows].var((0, 1, 2)), rtol=1e-4)
     if num_units is not None:
         np.testing.assert_array_equal(after["mean"][1], 0.5)

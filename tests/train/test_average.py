@@ -41,7 +41,7 @@ def test_it_follows_the_parameters_and_changes_no_bit_of_them(rng):
     optimizer, batches = optax.sgd(0.5, momentum=0.9), [make_batch(rng) for _ in range(3)]
     ends, params = [], []
     for average in (True, False):
-        model, state = make(True, "none", optimizer, normless(), average=average)
+        model, state = make(False, "none", optimizer, normless(), average=average)
         params.append(jax.device_get(state.params))
         mesh = make_mesh(jax.devices()[:2])
         step = make_train_step(model, optimizer, noisy, mesh, alpha=0.9, ema=0.15 if average else 0.0)
@@ -53,13 +53,9 @@ def test_it_follows_the_parameters_and_changes_no_bit_of_them(rng):
     assert ends[1].average is None
     jax.tree.map(np.testing.assert_array_equal, ends[0]._replace(average=None), ends[1])
     expected = params[0]
-    for decay, after in zip(
-        (0.1, 0.15, 0.15), params[1:4], strict=True
-    ):  # 1/10, then 2/11 and 3/12 are above
+    for decay, after in zip((0.1, 0.15, 0.15), params[1:4], strict=True):  # 1/10, then 2/11 and 3/12 are above
         expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, expected, after)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ends[0].average, expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ends[0].average, expected)
     moved = jax.tree.map(lambda a, p: np.abs(a - p).max(), ends[0].average, ends[0].params)
     assert max(jax.tree.leaves(moved)) > 1e-3
     assert ends[0].eval_variables["params"] is ends[0].average

@@ -93,6 +93,8 @@ def test_what_is_saved_comes_back(checkpoints):
     assert jax.tree.map(lambda leaf: leaf.dtype, state) == jax.tree.map(lambda leaf: leaf.dtype, expected)
 
 
+# Orbax leaves tasks behind when a read fails half way; their end is reported as a warning, here or later.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_and_kept(checkpoints, tmp_path, said, damage):
     damage(newest(tmp_path))

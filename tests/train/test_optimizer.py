@@ -1,4 +1,4 @@
-"""The update rules against their arithmetic, and their state against cloning. The schedule: tests/test_configs.py."""
+"""The update rules against their arithmetic, and their state against cloning."""
 
 import jax
 import jax.numpy as jnp

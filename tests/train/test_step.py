@@ -73,9 +73,7 @@ def test_memories_move_by_equation_9_over_the_global_batch(rng):
 def test_evaluation_counts_every_unmasked_example_once(devices, rng):
     model, state = make(True, "none", optax.sgd(0.1))
     batch = make_batch(rng)
-    sums = make_eval_step(model, prepare, make_mesh(jax.devices()[:devices]))(
-        state.variables, batch, jax.random.key(0)
-    )
+    sums = make_eval_step(model, prepare, make_mesh(jax.devices()[:devices]))(state.variables, batch, jax.random.key(0))
     local = model.clone(axis_name=None)
     result = jax.jit(local.apply)(state.variables, prepare(jnp.asarray(batch["image"])))
     logits, label = np.asarray(result.logits, np.float64)[:-5], batch["label"][:-5]

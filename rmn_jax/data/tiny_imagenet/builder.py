@@ -62,9 +62,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         archive = open_archive(source, ROOT, "wnids.txt")
         class_ids = _text(archive, "wnids.txt").split()
         if len(class_ids) != 200 or len(set(class_ids)) != 200:
-            raise UserError(
-                f"{archive.describe('wnids.txt')} names {len(set(class_ids))} classes instead of 200."
-            )
+            raise UserError(f"{archive.describe('wnids.txt')} names {len(set(class_ids))} classes instead of 200.")
         self.info.features["label"].names = class_ids
         self.info.metadata["class_names"] = _class_names(archive, class_ids)
         train, validation = _list_images(archive, class_ids)
@@ -122,7 +120,6 @@ def _list_images(archive: Folder | Zip, class_ids: list[str]) -> tuple[dict[str,
     missing = [name for name in (*train, *validation) if name not in present]
     if missing:
         raise UserError(
-            f"{archive.describe(missing[0])} is missing, and {len(missing) - 1} other images; "
-            "unpack the zip again."
+            f"{archive.describe(missing[0])} is missing, and {len(missing) - 1} other images; unpack the zip again."
         )
     return train, validation

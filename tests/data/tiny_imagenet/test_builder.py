@@ -47,9 +47,7 @@ def test_everything_published_arrives(small_tiny_imagenet, tmp_path, kind, reque
             path = small_tiny_imagenet / "train" / class_id / "images" / f"{class_id}_{number}.JPEG"
             np.testing.assert_array_equal(example["image"], _decoded(path))
     validation = _by_id(tmp_path / "tfds", "validation")
-    assert {name: example["label"] for name, example in validation.items()} == {
-        f"val_{n}": 10 * n for n in range(20)
-    }
+    assert {name: example["label"] for name, example in validation.items()} == {f"val_{n}": 10 * n for n in range(20)}
     grey = validation["val_5"]["image"]
     assert grey.shape == (64, 64, 3) and (grey == 35).all()
 
@@ -63,9 +61,7 @@ def test_names_are_for_people_and_ids_are_kept(small_tiny_imagenet, tmp_path, da
     config = data_config(name="tiny_imagenet", data_dir=str(tmp_path / "tfds"))
     info = load(config, batch_size=8, eval_batch_size=8, seed=0, sharding=None).info
     assert (
-        info.image_shape == (64, 64, 3)
-        and info.num_classes == 200
-        and info.class_names[199] == "thing 199, item 199"
+        info.image_shape == (64, 64, 3) and info.num_classes == 200 and info.class_names[199] == "thing 199, item 199"
     )
 
 
@@ -117,9 +113,7 @@ def test_the_real_one_is_whole(real_tiny_imagenet):
         source = tfds_source.open_image_set("tiny_imagenet", str(data_dir))
         source = source.train if split == "train" else source.evaluation
         labels = [
-            label
-            for start in range(0, len(source), 1000)
-            for _, label in source.read(range(start, start + 1000))
+            label for start in range(0, len(source), 1000) for _, label in source.read(range(start, start + 1000))
         ]
         np.testing.assert_array_equal(np.bincount(labels), np.full(200, each))
 
@@ -127,9 +121,7 @@ def test_the_real_one_is_whole(real_tiny_imagenet):
 def test_known_real_images_have_their_published_pixels_class_and_name(real_tiny_imagenet, data_config):
     folder, data_dir = real_tiny_imagenet
     class_ids = (folder / "wnids.txt").read_text().split()
-    annotated = dict(
-        line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()
-    )
+    annotated = dict(line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines())
     words = dict(line.split("\t") for line in (folder / "words.txt").read_text().splitlines())
     config = data_config(name="tiny_imagenet", data_dir=str(data_dir), feed="stream")
     dataset = load(config, batch_size=8, eval_batch_size=100, seed=0, sharding=None)
@@ -141,9 +133,7 @@ def test_known_real_images_have_their_published_pixels_class_and_name(real_tiny_
     for row, name in enumerate(names):
         np.testing.assert_array_equal(batch["image"][row], _decoded(folder / "val" / "images" / name))
         label = int(batch["label"][row])
-        assert (
-            class_ids[label] == annotated[name] and dataset.info.class_names[label] == words[annotated[name]]
-        )
+        assert class_ids[label] == annotated[name] and dataset.info.class_names[label] == words[annotated[name]]
     images = [Image.open(io.BytesIO((folder / "val" / "images" / name).read_bytes())) for name in names]
     assert "L" in {image.mode for image in images}  # a hundred images hold about two greyscale ones
     dataset.close()

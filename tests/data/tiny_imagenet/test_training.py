@@ -1,4 +1,4 @@
-"""A short RMN training on the real Tiny ImageNet: all four steps over all 100,000 images, scaled down to 16 pixels."""
+"""A short RMN training on the real Tiny ImageNet: all four steps over all 100,000 images, scaled down to 8 pixels."""
 
 import json
 
@@ -14,7 +14,7 @@ def test_a_short_training_learns(real_tiny_imagenet, tmp_path):
     _, data_dir = real_tiny_imagenet
     settings = [
         f"--config.data.data_dir={data_dir}",
-        "--config.data.image_size=16",
+        "--config.data.image_size=8",
         "--config.model.backbone=resnet8",
         "--config.model.num_units=4",
         "--config.batch_size=500",

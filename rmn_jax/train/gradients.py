@@ -1,0 +1,136 @@
+"""The gradients of a batch and what else is summed over it, in one piece or part after part.
+
+Axes: B inputs, N units, S stages, C channels (see ``rmn_jax``).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmn_jax import routing
+from rmn_jax.models import RMN, Outputs
+from rmn_jax.train.mixup import mix, mixup_weights, partners
+
+
+class BatchSums(NamedTuple):
+    """Sums over the inputs of a batch, or of a part of it, on this device; those of the parts add up.
+
+    Attributes:
+      gradients: of the loss averaged over the global batch, as ``params``.
+      loss: [] float32, sum over inputs.
+      correct: [] float32, inputs whose first guess was right.
+      units: S sums of what each unit was given (eq. 9); empty when plain.
+    """
+
+    gradients: Any
+    loss: jax.Array
+    correct: jax.Array
+    units: tuple[routing.UnitSums, ...]
+
+    @classmethod
+    def zeros(cls, params: Any, memory: dict[str, jax.Array]) -> "BatchSums":
+        """Sums over no inputs, for these parameters and memories ([N, C] each)."""
+        memories = (memory[f"memory{i + 1}"] for i in range(len(memory)))
+        units = tuple(routing.UnitSums(jnp.zeros_like(m), jnp.zeros_like(m[:, 0])) for m in memories)
+        zero = jnp.zeros((), jnp.float32)
+        return cls(jax.tree.map(jnp.zeros_like, params), zero, zero, units)
+
+
+def make_part_sums(
+    model: RMN,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    label_smoothing: float,
+    mixup: float,
+) -> Callable[[dict, dict, int], tuple[BatchSums, Any]]:
+    """The function ``(variables, rows, size) -> (sums, moved batch_stats)`` of rows normalised together.
+
+    ``rows`` holds ``image``, ``label`` and ``key`` (one an input); ``size`` is the global batch's. For the
+    settings see ``rmn_jax.train.step.make_train_step``.
+    """
+
+    def part_sums(variables: dict, rows: dict, size: int) -> tuple[BatchSums, Any]:
+        # 0 draws the augmentation, 1 what the network draws, 2 mixup's weights.
+        image_keys, network_keys, *mixing_keys = (
+            jax.vmap(partial(jax.random.fold_in, data=i))(rows["key"]) for i in range(3 if mixup else 2)
+        )
+        images, label = augment(image_keys, rows["image"]), rows["label"]
+        weights = mixup_weights(mixing_keys[0], mixup) if mixup else None
+        if weights is not None:
+            images = mix(images, weights)
+
+        def loss_of(params):
+            outputs, changed = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                keys=network_keys,
+                mutable=["batch_stats"],
+            )
+            targets = jax.nn.one_hot(label, outputs.logits.shape[-1])
+            targets = targets if weights is None else mix(targets, weights)
+            losses = optax.softmax_cross_entropy(outputs.logits, optax.smooth_labels(targets, label_smoothing))
+            batch_stats = changed.get("batch_stats", variables["batch_stats"])  # a network may have no norms
+            return jnp.sum(losses) / size, (outputs, batch_stats, losses)
+
+        gradients, (outputs, batch_stats, losses) = jax.grad(loss_of, has_aux=True)(variables["params"])
+        wanted = label if weights is None else jnp.where(weights >= 0.5, label, partners(label))
+        correct = jnp.sum(jnp.argmax(outputs.logits, -1) == wanted).astype(jnp.float32)
+        return BatchSums(gradients, jnp.sum(losses), correct, _unit_sums(outputs, model)), batch_stats
+
+    return part_sums
+
+
+def _unit_sums(outputs: Outputs, model: RMN) -> tuple[routing.UnitSums, ...]:
+    if not model.routed:
+        return ()
+    return tuple(
+        routing.unit_sums(pooled, assignment, model.num_units)
+        for pooled, assignment in zip(outputs.pooled, outputs.assignment, strict=True)
+    )
+
+
+def cut(rows: Any, parts: int, group: int = 1) -> Any:
+    """Deals the rows out: arrays [B, ...] -> [parts, B / parts, ...].
+
+    Part p gets the groups p, p + parts, p + 2 parts .. of ``group`` neighbouring rows. A device holds
+    neighbouring rows of the global batch, a multiple of ``parts * group`` of them, so that over all devices
+    part p is the same set of inputs whatever their number.
+
+    Args:
+      rows: a pytree of arrays with a leading axis B.
+      parts: how many.
+      group: rows that stay together; B divides by ``parts * group``.
+    """
+
+    def deal(leaf: jax.Array) -> jax.Array:
+        inner = leaf.shape[1:]
+        return jnp.swapaxes(leaf.reshape(-1, parts, group, *inner), 0, 1).reshape(parts, -1, *inner)
+
+    return jax.tree.map(deal, rows)
+
+
+def accumulate(
+    sums_of: Callable[[Any, Any], tuple[BatchSums, Any]], batch_stats: Any, parts: Any, zeros: BatchSums
+) -> tuple[BatchSums, Any]:
+    """Adds up the sums of the parts, one after another, for the memory of one.
+
+    Args:
+      sums_of: (batch_stats, rows of a part) -> (sums, moved batch_stats).
+      batch_stats: before the update; each part moves those that the part before it left.
+      parts: from ``cut``.
+      zeros: the sums over no inputs.
+
+    Returns:
+      The whole batch's sums and the moved ``batch_stats``.
+    """
+
+    def add(carried, part):
+        total, batch_stats = carried
+        sums, batch_stats = sums_of(batch_stats, part)
+        return (jax.tree.map(jnp.add, total, sums), batch_stats), None
+
+    return jax.lax.scan(add, (zeros, batch_stats), parts)[0]
