@@ -12,8 +12,8 @@ from rmn_jax.config import default_config
 
 def get_config(variant: str = "rmn"):
     config = default_config(variant)
-    config.epochs = 100
-    config.stem_epochs = 35
+    config.epochs = 60
+    config.stem_epochs = 20
     config.batch_size = 256
     config.eval_batch_size = 360
 

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from rmn_jax.train import step as steps
+
 jax.config.update("jax_platforms", "cpu")
 # Most of the suite's time is compilation, and many tests compile the same program: they share it.
 COMPILED = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
@@ -27,3 +29,12 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def one_device() -> list:
     return jax.devices()[:1]
+
+
+@pytest.fixture(autouse=True)
+def runs_use_one_device(request, monkeypatch):
+    """A run takes all devices, and eight simulated ones compile slowly: runs get one, unless a test wants eight."""
+    if "all_devices" in request.keywords:
+        return
+    make_mesh = steps.make_mesh
+    monkeypatch.setattr(steps, "make_mesh", lambda devices=None: make_mesh(devices or jax.devices()[:1]))

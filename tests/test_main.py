@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from rmn_jax.main import main
+from rmn_jax.train import step as steps
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "digits.py")
@@ -40,7 +42,10 @@ def only_line(capsys, status, got):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained")
-    assert train(workdir) == 0
+    with pytest.MonkeyPatch.context() as patch:  # made before the fixture that gives each test's runs one device
+        make_mesh = steps.make_mesh
+        patch.setattr(steps, "make_mesh", lambda devices=None: make_mesh(devices or jax.devices()[:1]))
+        assert train(workdir) == 0
     return workdir
 
 
@@ -87,6 +92,7 @@ WRONG_VALUES = {
 }
 
 
+@pytest.mark.all_devices
 @pytest.mark.parametrize("flag", WRONG_VALUES)
 def test_a_wrong_value_is_one_line(flag, tmp_path, capsys):
     line = only_line(capsys, 2, train(tmp_path / "run", flag))

