@@ -17,7 +17,7 @@ def test_a_short_training_learns(real_tiny_imagenet, tmp_path):
         "--config.data.image_size=8",
         "--config.model.backbone=resnet8",
         "--config.model.num_units=4",
-        "--config.batch_size=1000",
+        "--config.batch_size=500",
         "--config.epochs=2",
         "--config.stem_epochs=1",
         "--config.learning_rate.peak=0.2",
