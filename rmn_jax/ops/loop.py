@@ -9,6 +9,7 @@ matrix product spends much of its time on packing the kernel, so a unit should t
 is mostly empty for a small unit. There a tile comes in several lengths, and the shortest that holds the rows runs.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,8 @@ LARGE_MAP = 256
 _PIXELS = 4096
 # Step and largest of the lengths for small maps.
 _STEP, _LONGEST = 8, 32
+# Values of one kernel (kh kw C O) from which packing it is worth sparing.
+_LARGE_KERNEL = 2**18
 
 
 def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
@@ -39,7 +42,7 @@ def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int
 
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, H, W, C] and [B, OH, OW, O] sorted -> [N, kh, kw, C, O] of ``shape``, float32."""
-    lengths = tile_lengths(x.shape[0], dy.shape[1] * dy.shape[2], plan.num_units)
+    lengths = tile_lengths(x.shape[0], dy.shape[1] * dy.shape[2], plan.num_units, math.prod(shape[1:]))
 
     def of_length(length: int, low, high, x, dy):
         start = jnp.minimum(low, x.shape[0] - length)
@@ -64,7 +67,7 @@ def _map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
     """``function(tile of x, its unit's kernel)`` over all tiles of all units, into one array."""
     batch, result = x.shape[0], jax.eval_shape(function, x, kernel[0])
     positions = max(x.shape[1] * x.shape[2], result.shape[1] * result.shape[2])
-    lengths = tile_lengths(batch, positions, plan.num_units)
+    lengths = tile_lengths(batch, positions, plan.num_units, math.prod(kernel.shape[1:]))
     longest = lengths[-1]
 
     def of_length(length: int, low, high, x, own_kernel):
@@ -94,14 +97,18 @@ def _map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
     return lax.fori_loop(0, kernel.shape[0], of_unit, jnp.zeros(result.shape, result.dtype))
 
 
-def tile_lengths(batch: int, positions: int, num_units: int) -> tuple[int, ...]:
-    """Inputs to a tile, ascending, for feature maps of ``positions`` pixels: one length, or the choice of lengths."""
+def tile_lengths(batch: int, positions: int, num_units: int, kernel_values: int) -> tuple[int, ...]:
+    """Inputs to a tile, ascending, for feature maps of ``positions`` pixels: one length, or the choice of lengths.
+
+    Several lengths only where a kernel has many values: each length is compiled, and a small kernel packs quickly.
+    """
     if positions >= LARGE_MAP or num_units == 1:
         return (min(batch, max(1, _PIXELS // positions)),)
+    if kernel_values < _LARGE_KERNEL:
+        return (min(batch, max(_STEP, min(_LONGEST, 512 // positions))),)
     coarse = max(1, batch // (num_units * _LONGEST))  # large loads can do with longer steps
-    return tuple(range(_STEP * coarse, min(batch, _LONGEST * coarse), _STEP * coarse)) + (
-        min(batch, _LONGEST * coarse),
-    )
+    longest = min(batch, _LONGEST * coarse)
+    return (*range(_STEP * coarse, longest, _STEP * coarse), longest)
 
 
 def _tiles(first, last, longest: int):

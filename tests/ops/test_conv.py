@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.dispatch import make_plan
-from rmn_jax.ops import conv, routed_conv
+from rmn_jax.ops import conv, loop, routed_conv
 from rmn_jax.ops.conv import BACKENDS
 
 UNITS, BATCH = 4, 43
@@ -31,7 +31,7 @@ def one_unit(x, kernel, strides):
 
 
 @functools.cache
-def passes(size, strides, backend):
+def passes(size, strides, backend, several_lengths=False):
     """Output and both gradients of a backend, compiled once for all loads."""
 
     def run(x, kernel, plan, cotangent):
@@ -41,9 +41,19 @@ def passes(size, strides, backend):
     return jax.jit(run)
 
 
+def test_tiles_of_several_lengths_as_large_kernels_take_them(rng, monkeypatch):
+    monkeypatch.setattr(loop, "_LARGE_KERNEL", 0)
+    assert loop.tile_lengths(BATCH, 42, UNITS, 1) == (8, 16, 24, 32)
+    check_all_passes("loop", 3, 1, rng, several_lengths=True)
+
+
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize(("size", "strides"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 def test_all_passes_match_a_loop_over_units(backend, size, strides, rng):
+    check_all_passes(backend, size, strides, rng)
+
+
+def check_all_passes(backend, size, strides, rng, several_lengths=False):
     x = jnp.float32(rng.normal(size=(BATCH, 7, 6, 3)))
     kernel = jnp.float32(rng.normal(size=(UNITS, size, size, 3, 5)))
     for name, load in LOADS.items():
@@ -52,7 +62,7 @@ def test_all_passes_match_a_loop_over_units(backend, size, strides, rng):
         oracle = functools.partial(one_unit, strides=strides)
         shape = jax.eval_shape(oracle, x, kernel[0]).shape
         cotangent = jnp.float32(rng.normal(size=shape))
-        output, dx, dkernel = passes(size, strides, backend)(x, kernel, plan, cotangent)
+        output, dx, dkernel = passes(size, strides, backend, several_lengths)(x, kernel, plan, cotangent)
         assert output.shape == shape
         for j in range(UNITS):
             rows = np.flatnonzero(unit == j)
