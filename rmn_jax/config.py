@@ -6,9 +6,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rmn_jax import ops
+from rmn_jax import ops, routing
 from rmn_jax.errors import UserError
-from rmn_jax.models import ATTENTIONS, BACKBONES
+from rmn_jax.models import ATTENTIONS, BACKBONES, ROUTERS
 
 VARIANTS = ("rmn", "rmn_no_ca", "plain")
 
@@ -37,14 +37,19 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.label_smoothing = 0.0
     config.mixup = 0.0  # alpha of its Beta distribution; 0 is off
     config.ema = 0.0  # decay of the parameters' moving average, which is then what is evaluated; 0 is off
+    config.unit_gradient = "share"  # of the batch's mean loss, as the paper has it; "own": mean over a unit's inputs
+    config.balance_loss = 0.01  # weight of the load-balancing loss; of the learned router only
     config.dtype = "auto"  # of convolutions: "float32", "bfloat16"; auto is bfloat16 on accelerators
 
     config.model = ConfigDict()
     config.model.backbone = "resnet18"
+    config.model.width = 0  # channels of a ResNet's first stage; 0: as published
     config.model.num_units = 8  # N
     config.model.attention = (
         "conditional" if variant == "rmn" else "none"
     )  # "none", "se" (no condition), "conditional" (CA, eqs. 6-8)
+    config.model.router = "memory"  # or, to compare with: "random", "hash", "learned" (rmn_jax/models/routers.py)
+    config.model.metric = "euclidean"  # of features and memories (eq. 4); or "cosine"
     config.model.memory_momentum = 0.9  # alpha, eq. 9
     config.model.small_stem = "7x7"  # of ResNets on 32 and 64 pixels; "3x3" is what others often use
     config.model.backend = "auto"  # of routed convolutions, see rmn_jax/ops/conv.py
@@ -68,6 +73,7 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.data.name = "tiny_imagenet"  # digits, cifar100, tiny_imagenet, imagenet2012, tfds:NAME, folder
     config.data.data_dir = ""  # "": TFDS_DATA_DIR or tfds's default folder
     config.data.path = ""  # of a folder of class folders
+    config.data.classes = 0  # only the first so many classes; 0: all
     config.data.image_size = 0  # pixels; 0 is the data set's own
     config.data.augment = "crop_flip"  # none, crop, crop_flip, resized_crop_flip
     config.data.crop_padding = 4
@@ -112,6 +118,9 @@ def validate(config: ConfigDict, device_count: int) -> None:
     one_of("model.backbone", BACKBONES)
     one_of("model.attention", ATTENTIONS)
     one_of("model.backend", ("auto", *ops.BACKENDS))
+    one_of("model.router", ROUTERS)
+    one_of("model.metric", routing.METRICS)
+    one_of("unit_gradient", ("share", "own"))
     one_of("optimizer.name", ("sgd", "rmsprop"))
     one_of("learning_rate.scaling", ("none", "linear"))
     one_of("dtype", ("auto", "float32", "bfloat16"))
@@ -134,6 +143,7 @@ def validate(config: ConfigDict, device_count: int) -> None:
             0 <= config.stem_epochs < config.epochs,
             f"config.stem_epochs is {config.stem_epochs}; it must be from 0 to below config.epochs ({config.epochs}).",
         )
+    check(config.balance_loss >= 0, f"config.balance_loss is {config.balance_loss}; it must be 0 or more.")
     alpha = config.model.memory_momentum
     check(0 <= alpha <= 1, f"config.model.memory_momentum is {alpha}; it must lie between 0 and 1.")
     for key in ("every_epochs", "keep"):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rmn_jax import routing
 from rmn_jax.cloning import clone
 from rmn_jax.clustering import k_means
 from rmn_jax.train import loop
@@ -91,9 +92,12 @@ def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainS
         random condition of step 1. With ``config.ema`` too it is the trained parameters, which step 4 routes by.
     """
     run.reporter.say("step 3: k-means of each stage's inputs for the memories")
+    stages = extract_features(run, stem)
+    if run.config.model.metric == "cosine":
+        stages = [np.asarray(routing.unit_length(jnp.asarray(stage))) for stage in stages]
     memory = {
         f"memory{i + 1}": jnp.asarray(k_means(stage, run.config.model.num_units, run.config.seed))
-        for i, stage in enumerate(extract_features(run, stem))
+        for i, stage in enumerate(stages)
     }
     return run.place(state._replace(memory=memory))
 

@@ -51,12 +51,14 @@ def compile_inference(
       A function of images of exactly that shape.
 
     Raises:
-      ValueError: a plain network with conditional attention.
+      ValueError: a plain network with conditional attention, or a randomly routed one.
     """
     if not model.routed and model.attention == "conditional":
         raise ValueError("a plain network with conditional attention has no condition of its own in inference")
+    if model.routed and model.router == "random":
+        raise ValueError("a randomly routed network has no unit of its own for an image in inference")
     model = model.clone(axis_name=None)
-    if model.routed and images.shape[0] == 1:
+    if model.routed and model.router == "memory" and images.shape[0] == 1:
         apart = _apart(variables, model.num_units)
         function = lambda apart, x: _single(model, apart, x)  # noqa: E731
     else:
@@ -103,7 +105,7 @@ def _single(model: RMN, apart: dict[str, Any], image: jax.Array) -> Prediction:
     x = _apply(backbone.stem(layers=layers), _part(shared, "stem"), image.astype(model.dtype))
     assignment = []
     for i, make_stage in enumerate(backbone.stages):
-        unit = routing.nearest_unit(routing.global_average_pool(x), apart["memory"][f"memory{i + 1}"])
+        unit = routing.nearest_unit(routing.global_average_pool(x), apart["memory"][f"memory{i + 1}"], model.metric)
         stage = make_stage(layers=layers)
         procedures = [functools.partial(stage.apply, _part(tree, f"stage{i + 1}")) for tree in units]
         x = jax.lax.switch(unit[0], procedures, x)

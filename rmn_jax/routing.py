@@ -14,8 +14,11 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
-def squared_distances(pooled: jax.Array, memory: jax.Array) -> jax.Array:
-    """Squared Euclidean distance of every input to every memory.
+METRICS = ("euclidean", "cosine")
+
+
+def squared_distances(pooled: jax.Array, memory: jax.Array, metric: str = "euclidean") -> jax.Array:
+    """Squared distance of every input to every memory.
 
     Taken as a sum of squared differences, not through a matrix product: the difference form does not
     cancel when two memories lie close together, and N is small.
@@ -23,25 +26,34 @@ def squared_distances(pooled: jax.Array, memory: jax.Array) -> jax.Array:
     Args:
       pooled: [B, C] float32, GAP of the stage's input.
       memory: [N, C] float32.
+      metric: "euclidean" (the paper's), or "cosine": both brought to length 1 first, which orders by angle.
 
     Returns:
       [B, N] float32.
     """
+    if metric == "cosine":
+        pooled, memory = unit_length(pooled), unit_length(memory)
     difference = pooled[:, None, :] - memory[None, :, :]
     return jnp.sum(difference * difference, axis=-1)
 
 
-def nearest_unit(pooled: jax.Array, memory: jax.Array) -> jax.Array:
+def unit_length(x: jax.Array) -> jax.Array:
+    """Rows scaled to Euclidean length 1, [..., C] -> [..., C]; a row of zeros stays one."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def nearest_unit(pooled: jax.Array, memory: jax.Array, metric: str = "euclidean") -> jax.Array:
     """Assignment R = argmin_j || m_j - GAP(f) ||_2 (eq. 4); the lowest index wins a tie.
 
     Args:
       pooled: [B, C] float32.
       memory: [N, C] float32.
+      metric: see ``squared_distances``.
 
     Returns:
       [B] int32, each in [0, N).
     """
-    return jnp.argmin(squared_distances(pooled, memory), axis=-1).astype(jnp.int32)
+    return jnp.argmin(squared_distances(pooled, memory, metric), axis=-1).astype(jnp.int32)
 
 
 class UnitSums(NamedTuple):

@@ -15,6 +15,7 @@ from rmn_jax.data.placement import Placement
 from rmn_jax.data.preprocess import AUGMENTATIONS, stored_shape
 from rmn_jax.data.skipping import SkippedExamples
 from rmn_jax.data.sources import ImageSet, Source
+from rmn_jax.data.subset import first_classes
 from rmn_jax.data.types import Dataset, DatasetInfo, Sizes
 from rmn_jax.errors import UserError
 
@@ -49,7 +50,7 @@ def load(
     placement = Placement(sharding)
     placement.check_batch_size("batch_size", batch_size)
     placement.check_batch_size("eval_batch_size", eval_batch_size)
-    image_set = open_image_set(config_data)
+    image_set = first_classes(open_image_set(config_data), config_data.classes)
     _check_splits(image_set, batch_size)
     image_shape = network_shape(config_data, image_set)
     feed = choose_feed(config_data, image_set, image_shape)

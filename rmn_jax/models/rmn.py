@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rmn_jax import routing
 from rmn_jax.dispatch import invert, make_plan, permute
 from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise
+from rmn_jax.models import routers
 
 ATTENTIONS = ("none", "se", "conditional")
 
@@ -46,6 +47,7 @@ class Outputs(NamedTuple):
       pooled: S vectors GAP(f_{i-1}) that stage i routes by, [B, C_{i-1}] float32.
       assignment: [S, B] int32: the unit (routed) or the condition (plain with attention); -1 where there is none.
       distances: S arrays [B, N] float32 of squared distances to the memories; empty when plain.
+      balance: [] float32, the sum over stages of a learned gate's load-balancing loss; 0 for other routers.
     """
 
     logits: jax.Array
@@ -53,6 +55,7 @@ class Outputs(NamedTuple):
     pooled: tuple[jax.Array, ...]
     assignment: jax.Array
     distances: tuple[jax.Array, ...]
+    balance: jax.Array
 
 
 class RMN(nn.Module):
@@ -70,6 +73,10 @@ class RMN(nn.Module):
       axis_name: mesh axis of the global batch, or None.
       dtype: compute type of convolutions; parameters, statistics, memories and distances are float32.
       backend: of the routed convolutions, see ``rmn_jax.ops.conv``.
+      router: "memory" (the method), or one to compare with: "random", "hash", "learned" (see
+        ``rmn_jax.models.routers``). Memories are kept with every router; only "memory" routes by them. With
+        "learned" there are parameters ``gate1`` .., in the plain network too, where they wait unused.
+      metric: between features and memories, see ``rmn_jax.routing.squared_distances``.
     """
 
     backbone: Backbone
@@ -79,6 +86,8 @@ class RMN(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     backend: str = "auto"
+    router: str = "memory"
+    metric: str = "euclidean"
 
     @nn.compact
     def __call__(
@@ -96,27 +105,39 @@ class RMN(nn.Module):
           train: batch statistics (True) or running ones.
           assignment: [S, B] int32 overrides the routing, or the condition when plain.
           keys: [B] random keys, one an input, for what is drawn at random: the condition of a plain
-            network with conditional attention, dropout. Results do not depend on how a batch is cut over devices.
+            network with conditional attention, the random router's units, dropout. Results do not depend on how
+            a batch is cut over devices.
         """
         if self.attention not in ATTENTIONS:
             raise ValueError(f"unknown attention {self.attention!r}; one of {ATTENTIONS}")
+        if self.router not in routers.ROUTERS:
+            raise ValueError(f"unknown router {self.router!r}; one of {routers.ROUTERS}")
         batch = images.shape[0]
         # Row r of the feature map belongs to input example[r]: stages sort what the stage before left sorted.
         example = jnp.arange(batch, dtype=jnp.int32)
         x = self.backbone.stem(layers=self._layers(train, keys, None), name="stem")(images.astype(self.dtype))
         stages, pooled, assignments, distances = [], [], [], []
+        balance = jnp.zeros((), jnp.float32)
         for i, make_stage in enumerate(self.backbone.stages):
             back = invert(example)
             stage_input = routing.global_average_pool(x)
             pooled.append(permute(stage_input, back, example))
-            plan = None
+            plan, gate, scores = None, None, self._gate_scores(i, stage_input)
             if self.routed:
                 memory = self.variable(
                     "memory", f"memory{i + 1}", jnp.zeros, (self.num_units, x.shape[-1]), jnp.float32
                 ).value
-                distance = routing.squared_distances(jax.lax.stop_gradient(stage_input), memory)
+                distance = routing.squared_distances(jax.lax.stop_gradient(stage_input), memory, self.metric)
                 distances.append(permute(distance, back, example))
-                unit = jnp.argmin(distance, axis=-1).astype(jnp.int32) if assignment is None else assignment[i][example]
+                if assignment is not None:
+                    unit = assignment[i][example]
+                elif self.router in ("random", "hash"):
+                    unit = self._drawn_or_hashed(i, images, keys)[example]
+                else:
+                    unit = jnp.argmin(distance if scores is None else -scores, axis=-1).astype(jnp.int32)
+                if scores is not None:
+                    gate = routers.gate(scores, unit, self.axis_name if train else None)
+                    balance = balance + gate.balance
                 plan = make_plan(unit, self.num_units)
                 x = permute(x, plan.order, plan.inverse)
                 example = example[plan.order]
@@ -125,6 +146,8 @@ class RMN(nn.Module):
                 unit = self._condition(i, batch, assignment, keys)
             row_keys = None if keys is None else keys[example]
             x = make_stage(layers=self._layers(train, row_keys, plan), name=f"stage{i + 1}")(x)
+            if gate is not None and plan is not None:
+                x = x * permute(gate.gain, plan.order, plan.inverse)[:, None, None, None].astype(x.dtype)
             if self.attention != "none":
                 condition = self.num_units if self.attention == "conditional" else None
                 x = ConditionalAttention(condition, name=f"attention{i + 1}")(x, unit)
@@ -132,7 +155,7 @@ class RMN(nn.Module):
             stages.append(permute(x, back, example))
         logits = self.backbone.head(layers=self._layers(train, keys, None), name="head")(stages[-1])
         return Outputs(
-            logits.astype(jnp.float32), tuple(stages), tuple(pooled), jnp.stack(assignments), tuple(distances)
+            logits.astype(jnp.float32), tuple(stages), tuple(pooled), jnp.stack(assignments), tuple(distances), balance
         )
 
     def plain_layers(self) -> Layers:
@@ -155,7 +178,18 @@ class RMN(nn.Module):
             return jnp.full((batch,), -1, jnp.int32)
         if assignment is not None:
             return assignment[stage]
+        return self._drawn_or_hashed(stage, None, keys)
+
+    def _drawn_or_hashed(self, stage: int, images, keys) -> jax.Array:
+        if images is not None and self.router == "hash":
+            return routers.hashed_unit(images, stage, self.num_units)
         if keys is None:
-            raise ValueError("a plain network with conditional attention needs keys (or an assignment)")
-        draw = lambda key: jax.random.randint(jax.random.fold_in(key, stage), (), 0, self.num_units)  # noqa: E731
-        return jax.vmap(draw)(keys).astype(jnp.int32)
+            raise ValueError("units and conditions drawn at random need keys (or an assignment)")
+        return routers.random_unit(keys, stage, self.num_units)
+
+    def _gate_scores(self, stage: int, stage_input: jax.Array) -> jax.Array | None:
+        """A learned gate's logits [B, N] float32; None with other routers. Their features get no gradient from it."""
+        if self.router != "learned":
+            return None
+        gate = nn.Dense(self.num_units, use_bias=False, name=f"gate{stage + 1}")
+        return gate(jax.lax.stop_gradient(stage_input))

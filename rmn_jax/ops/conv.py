@@ -122,7 +122,7 @@ def _plain(window, x, kernel):
 
 
 def _plain_forward(window, x, kernel):
-    if not _tiled(x, window):
+    if not _tiled(x, kernel, window):
         return _plain(window, x, kernel), (x, kernel)
     return loop.forward(x, kernel[None], _one_group(x.shape[0]), window), (x, kernel)
 
@@ -130,7 +130,7 @@ def _plain_forward(window, x, kernel):
 def _plain_backward(window, residuals, cotangent):
     x, kernel = residuals
     group = _one_group(x.shape[0])
-    if _tiled(x, window):
+    if _tiled(x, kernel, window):
         dx = loop.input_gradient(cotangent, kernel[None], group, window, x.shape)
     else:
         dx = input_gradient(cotangent, kernel, window, x.shape)
@@ -138,9 +138,11 @@ def _plain_backward(window, residuals, cotangent):
     return dx, dkernel[0].astype(kernel.dtype)
 
 
-def _tiled(x: jax.Array, window: Window) -> bool:
-    """Whether tiles beat XLA's own convolution, as measured: on large maps, where they stay in the cache."""
-    return not window.pointwise and x.shape[1] * x.shape[2] >= loop.LARGE_MAP
+def _tiled(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
+    """Whether tiles beat XLA's own convolution, as measured: on large maps, and where the kernel is small."""
+    if window.pointwise:
+        return False
+    return x.shape[1] * x.shape[2] >= loop.LARGE_MAP or kernel.size < loop.LARGE_KERNEL
 
 
 def _one_group(batch: int) -> RoutePlan:

@@ -27,7 +27,7 @@ _PIXELS = 4096
 # Step and largest of the lengths for small maps.
 _STEP, _LONGEST = 8, 32
 # Values of one kernel (kh kw C O) from which packing it is worth sparing.
-_LARGE_KERNEL = 2**18
+LARGE_KERNEL = 2**18
 
 
 def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
@@ -104,7 +104,7 @@ def tile_lengths(batch: int, positions: int, num_units: int, kernel_values: int)
     """
     if positions >= LARGE_MAP or num_units == 1:
         return (min(batch, max(1, _PIXELS // positions)),)
-    if kernel_values < _LARGE_KERNEL:
+    if kernel_values < LARGE_KERNEL:
         return (min(batch, max(_STEP, min(_LONGEST, 512 // positions))),)
     coarse = max(1, batch // (num_units * _LONGEST))  # large loads can do with longer steps
     longest = min(batch, _LONGEST * coarse)

@@ -3,7 +3,7 @@
 Axes: B inputs, N units, S stages, C channels (see ``rmn_jax``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ def make_part_sums(
     augment: Callable[[jax.Array, jax.Array], jax.Array],
     label_smoothing: float,
     mixup: float,
+    balance_loss: float = 0.0,
 ) -> Callable[[dict, dict, int], tuple[BatchSums, Any]]:
     """The function ``(variables, rows, size) -> (sums, moved batch_stats)`` of rows normalised together.
 
@@ -74,7 +75,10 @@ def make_part_sums(
             targets = targets if weights is None else mix(targets, weights)
             losses = optax.softmax_cross_entropy(outputs.logits, optax.smooth_labels(targets, label_smoothing))
             batch_stats = changed.get("batch_stats", variables["batch_stats"])  # a network may have no norms
-            return jnp.sum(losses) / size, (outputs, batch_stats, losses)
+            loss = jnp.sum(losses) / size
+            if model.router == "learned":
+                loss = loss + balance_loss * outputs.balance
+            return loss, (outputs, batch_stats, losses)
 
         gradients, (outputs, batch_stats, losses) = jax.grad(loss_of, has_aux=True)(variables["params"])
         wanted = label if weights is None else jnp.where(weights >= 0.5, label, partners(label))
@@ -91,6 +95,18 @@ def _unit_sums(outputs: Outputs, model: RMN) -> tuple[routing.UnitSums, ...]:
         routing.unit_sums(pooled, assignment, model.num_units)
         for pooled, assignment in zip(outputs.pooled, outputs.assignment, strict=True)
     )
+
+
+def scale_units(gradients: Any, factors: Sequence[jax.Array]) -> Any:
+    """Multiplies each procedure's gradient by its unit's factor: S arrays [N], one a stage; other leaves stay."""
+
+    def scale(path, leaf):
+        for i, factor in enumerate(factors):
+            if any(getattr(key, "key", None) == f"stage{i + 1}" for key in path):
+                return leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(scale, gradients)
 
 
 def cut(rows: Any, parts: int, group: int = 1) -> Any:

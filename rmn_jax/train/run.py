@@ -105,6 +105,8 @@ class Run:
                 mixup=self.config.mixup,
                 accumulation=self.config.accumulation,
                 ema=self.config.ema,
+                unit_gradient=self.config.unit_gradient,
+                balance_loss=self.config.balance_loss,
             )
         return self._train_steps[routed]
 
@@ -180,13 +182,15 @@ def compute_dtype(config: ConfigDict):
 def build_model(config: ConfigDict, num_classes: int, image_size: int, routed: bool) -> RMN:
     """The network of a configuration, for use inside ``shard_map`` over the axis ``data`` (or in evaluation)."""
     return RMN(
-        create_backbone(config.model.backbone, num_classes, image_size, config.model.small_stem),
+        create_backbone(config.model.backbone, num_classes, image_size, config.model.small_stem, config.model.width),
         num_units=config.model.num_units,
         routed=routed,
         attention=config.model.attention,
         axis_name=steps.AXIS,
         dtype=compute_dtype(config),
         backend=config.model.backend,
+        router=config.model.router,
+        metric=config.model.metric,
     )
 
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from rmn_jax import routing
 from rmn_jax.models import RMN, Outputs
 from rmn_jax.train.average import move_average
-from rmn_jax.train.gradients import BatchSums, accumulate, cut, make_part_sums
+from rmn_jax.train.gradients import BatchSums, accumulate, cut, make_part_sums, scale_units
 from rmn_jax.train.state import Metrics, TrainState
 
 AXIS = "data"
@@ -49,6 +49,8 @@ def make_train_step(
     mixup: float = 0.0,
     accumulation: int = 1,
     ema: float = 0.0,
+    unit_gradient: str = "share",
+    balance_loss: float = 0.0,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
     """The jitted update ``(state, batch, key) -> (state, mean loss)``; the state's buffers are reused.
 
@@ -74,11 +76,14 @@ def make_train_step(
         as correct when the first guess is the class that weighs more.
       accumulation: k; the global batch divides by devices * k (by twice that with mixup).
       ema: decay of ``state.average`` (see ``rmn_jax.train.average``), where the state has one.
+      unit_gradient: "share" leaves a unit's gradient that of the batch's mean loss, which weighs it by the share of
+        inputs the unit got (the paper's loss); "own" makes it the mean over the unit's own inputs.
+      balance_loss: weight of a learned router's load-balancing loss (with ``accumulation``: of the parts' mean).
 
     Returns:
       A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
     """
-    part_sums = make_part_sums(model, augment, label_smoothing, mixup)
+    part_sums = make_part_sums(model, augment, label_smoothing, mixup, balance_loss / accumulation)
 
     def update(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
         size = batch["image"].shape[0] * jax.lax.axis_size(AXIS)
@@ -96,6 +101,8 @@ def make_train_step(
             sums, batch_stats = accumulate(sums_of, state.batch_stats, parts, zeros)
         gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)
         memory, load, drift = _moved_memories(state.memory, sums.units, model.num_units, alpha)
+        if unit_gradient == "own" and model.routed:
+            gradients = scale_units(gradients, [size / jnp.maximum(inputs, 1.0) for inputs in load])
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         metrics = Metrics(loss, correct, jnp.float32(size), load, drift)

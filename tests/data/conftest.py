@@ -27,6 +27,7 @@ def data_config():
             "name": "digits",
             "data_dir": "",
             "path": "",
+            "classes": 0,
             "image_size": 0,
             "augment": "none",
             "crop_padding": 1,

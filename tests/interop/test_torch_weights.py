@@ -20,7 +20,7 @@ CLASSES = 10
 VGG_WIDTH = 64  # of the linear layers, instead of 4096, to keep the files small
 
 # Logits of the formula's weights for its two 64x64 images, by PyTorch 2.13 on CPU
-# (tests/interop/torch_reference.py).
+# (rmn_jax/bench/torch_networks.py).
 GOLDEN = {
     "resnet18": [
         [-41.5603, -0.0643884, -91.2064, 48.4198, 89.5106, 64.4908, 13.5549, -55.1878, -31.8588, -10.0443],
@@ -101,11 +101,11 @@ def test_golden_logits(name, files):
 )
 def test_logits_equal_those_of_pytorch(name, size, files):
     pytest.importorskip("torch", reason="PyTorch is not installed; the golden logits stand in for it")
-    import torch_reference
+    from rmn_jax.bench import torch_networks
 
     images = torchvision_files.images(3, size)[1:]
     variables, _ = load_torch_weights(files(name), name, empty_variables(name))
-    assert_close(forward(name)(variables, images), torch_reference.logits(name, arrays_of(name), images, VGG_WIDTH))
+    assert_close(forward(name)(variables, images), torch_networks.logits(name, arrays_of(name), images, VGG_WIDTH))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def passes(size, strides, backend, several_lengths=False):
 
 
 def test_tiles_of_several_lengths_as_large_kernels_take_them(rng, monkeypatch):
-    monkeypatch.setattr(loop, "_LARGE_KERNEL", 0)
+    monkeypatch.setattr(loop, "LARGE_KERNEL", 0)
     assert loop.tile_lengths(BATCH, 42, UNITS, 1) == (8, 16, 24, 32)
     check_all_passes("loop", 3, 1, rng, several_lengths=True)
 

@@ -1,0 +1,63 @@
+"""The paper's ablations (Table 1, Figure 4) and two questions beyond it, one part a command.
+
+python -m experiments.ablations units --scale=cpu       # N = 1, 2, 4, 8, 16
+python -m experiments.ablations batch --scale=cpu       # the batch, with the dead PUs it leaves
+python -m experiments.ablations momentum --scale=cpu    # alpha of eq. 9
+python -m experiments.ablations attention --scale=cpu   # attention with and without its condition, plain and routed
+python -m experiments.ablations beyond --scale=cpu      # a unit's gradient over its own inputs; cosine memories
+"""
+
+import sys
+
+from experiments import suite
+from experiments.paper import ATTENTION_TOP1
+
+PARTS = ("units", "batch", "momentum", "attention", "beyond")
+
+
+def rows(arguments) -> list[suite.Row]:
+    cpu = arguments.scale == "cpu"
+
+    def make(variant, **settings):
+        return suite.cpu_config(variant, **settings) if cpu else suite.paper_config(arguments, variant, **settings)
+
+    routed = make("rmn_no_ca")
+    large, units = routed.batch_size, routed.model.num_units
+    if arguments.part == "units":
+        return [suite.Row(f"N = {n}", make("rmn_no_ca", model__num_units=n)) for n in (1, 2, 4, 8, 16)]
+    if arguments.part == "batch":
+        sizes = [large // 8, large // 4, large // 2, large, large * 2]
+        return [suite.Row(f"batch {size}", make("rmn_no_ca", batch_size=size)) for size in sizes]
+    if arguments.part == "momentum":
+        return [
+            suite.Row(f"alpha = {alpha}", make("rmn_no_ca", model__memory_momentum=alpha))
+            for alpha in (0.0, 0.5, 0.7, 0.9, 0.99)
+        ]
+    if arguments.part == "attention":
+        reported = not cpu and (arguments.backbone, arguments.benchmark) == ("resnet18", "tiny_imagenet")
+        paper = ATTENTION_TOP1 if reported else {}
+        plain = {"batch_size": large} if cpu else {}
+        return [
+            suite.Row("plain", make("plain", **plain), paper.get("plain")),
+            suite.Row("plain, SE", make("plain", model__attention="se", **plain), paper.get("plain_se")),
+            suite.Row("RMN", make("rmn_no_ca"), paper.get("rmn_no_ca")),
+            suite.Row("RMN, SE (no condition)", make("rmn_no_ca", model__attention="se"), paper.get("rmn_se")),
+            suite.Row("RMN, CA", make("rmn"), paper.get("rmn")),
+        ]
+    return [
+        suite.Row(f"RMN, N = {units}", routed),
+        suite.Row("a unit's gradient over its own inputs", make("rmn_no_ca", unit_gradient="own")),
+        suite.Row("cosine memories", make("rmn_no_ca", model__metric="cosine")),
+    ]
+
+
+def main() -> int:
+    parser = suite.parser(__doc__.splitlines()[0], "ablations")
+    parser.add_argument("part", choices=PARTS)
+    arguments = parser.parse_args()
+    arguments.name, arguments.module = f"ablations_{arguments.part}", f"ablations {arguments.part}"
+    return suite.main(lambda: suite.run_rows(arguments, rows(arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

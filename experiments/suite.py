@@ -1,0 +1,343 @@
+"""What the experiments share: rows of runs over seeds, each run finished once, and the table they end in.
+
+An experiment is a list of ``Row``s. ``run_rows`` trains every row with every seed, all rows of the first seed first,
+and writes the results file after each run, so that whatever stops it leaves what is known. Started again it goes on:
+finished runs are read, an unfinished one resumes. Rows that agree in everything that step 1 depends on share its
+training: it is run once and copied.
+"""
+
+import argparse
+import hashlib
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rmn_jax import config as configuration
+from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
+from rmn_jax.bench.measure import machine
+from rmn_jax.commands import load_config
+from rmn_jax.errors import Preempted, UserError
+from rmn_jax.four_step import run_training
+from rmn_jax.train.run import Run, write_file
+
+ROOT = pathlib.Path(__file__).parent
+RESULTS = ROOT / "results"
+BACKBONES = ("vgg16_bn", "resnet18", "resnet50", "efficientnet_b0")
+BENCHMARKS = ("cifar100", "tiny_imagenet", "imagenet")
+# Keys that step 1 does not depend on (the number of units it does, with conditional attention).
+_AFTER_STEM = ("unit_gradient", "balance_loss", "checkpoint", "eval_every_epochs", "eval_batch_size", "method")
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+      name: as the table shows it; its letters and digits name the folder.
+      config: complete, but for the seed.
+      paper: the paper's top-1 in per cent, or None.
+    """
+
+    name: str
+    config: ConfigDict
+    paper: float | None = None
+
+    @property
+    def slug(self) -> str:
+        """The row's folder."""
+        return "".join(c if c.isalnum() or c in "=." else "_" for c in self.name.lower()).strip("_")
+
+
+def parser(description: str, name: str) -> argparse.ArgumentParser:
+    """The arguments that all experiments take."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help="cpu: minutes a run on 2 cores")
+    result.add_argument("--backbone", choices=BACKBONES, default="resnet18", help="of --scale=paper")
+    result.add_argument("--benchmark", choices=BENCHMARKS, default="tiny_imagenet", help="of --scale=paper")
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    result.add_argument("--rows", nargs="+", default=None, help="only rows whose name contains one of these words")
+    result.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
+    result.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
+    result.add_argument("--workdir", type=pathlib.Path, default=None, help=f"default: runs/{name}_SCALE")
+    result.add_argument(
+        "--out", type=pathlib.Path, default=None, help=f"default: experiments/results/{name}_SCALE.json"
+    )
+    result.add_argument("--minutes", type=float, default=0, help="save and stop after so long, with exit status 75")
+    result.set_defaults(name=name, module=name)
+    return result
+
+
+def cpu_config(variant: str, **settings: Any) -> ConfigDict:
+    """Real images at a size that two CPU cores train in minutes: a slim ResNet-10, 20 classes of Tiny ImageNet, 16x16.
+
+    Args:
+      variant: "rmn", "rmn_no_ca" or "plain", see ``rmn_jax.config.default_config``.
+      settings: other values, with two underscores for a dot: ``model__num_units=2``.
+    """
+    config = configuration.default_config(variant)
+    config.epochs, config.stem_epochs = 30, 10
+    config.batch_size, config.eval_batch_size = 256, 500
+    config.model.backbone, config.model.width, config.model.small_stem = "resnet10", 16, "3x3"
+    config.model.num_units = 4
+    config.learning_rate.peak, config.learning_rate.warmup_epochs = 0.4, 1
+    config.data.name, config.data.classes, config.data.image_size = "tiny_imagenet", 20, 16
+    config.data.crop_padding = 1
+    config.eval_every_epochs, config.checkpoint.every_epochs = 2, 5
+    return with_settings(config, **settings)
+
+
+def paper_config(arguments: argparse.Namespace, variant: str, **settings: Any) -> ConfigDict:
+    """The page of ``configs/`` for the backbone and benchmark that were asked for."""
+    page = ROOT.parent / "configs" / f"{arguments.backbone.removesuffix('_bn')}_{arguments.benchmark}.py"
+    return with_settings(load_config(f"{page}:{variant}"), **settings)
+
+
+def with_settings(config: ConfigDict, **settings: Any) -> ConfigDict:
+    """A copy with other values, with two underscores for a dot."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
+    return config
+
+
+def main(work: Callable[[], Any]) -> int:
+    """Runs an experiment's work; what a user can get wrong is one line and 2, a stop that saved is 75."""
+    try:
+        work()
+    except UserError as error:
+        print(f"experiment: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Preempted as message:
+        print(f"experiment: {message}", file=sys.stderr)
+        return 75
+    return 0
+
+
+def run_rows(arguments: argparse.Namespace, rows: Sequence[Row], note: str = "") -> dict[str, Any]:
+    """Trains all rows over all seeds, writes the results file as they come, prints the table.
+
+    Raises:
+      UserError: see ``Run``; no row of that name.
+      Preempted: asked to stop, or ``--minutes`` are over; the same command goes on.
+    """
+    root = arguments.workdir or pathlib.Path("runs") / f"{arguments.name}_{arguments.scale}"
+    out = arguments.out or RESULTS / f"{arguments.name}_{arguments.scale}.json"
+    rows = choose(rows, arguments)
+    until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
+    jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
+    found: dict[str, list[dict]] = {row.name: [] for row in rows}
+    summary: dict[str, Any] = {}
+    for seed in arguments.seeds:
+        for row in rows:
+            config = with_settings(row.config, seed=seed)
+            found[row.name].append(run_once(config, root, f"{row.slug}-{seed}", until))
+            summary = summarise(arguments, rows, found, note)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_file(out, json.dumps(summary, indent=1) + "\n")
+    print(to_markdown(summary))
+    print(json.dumps({"results": str(out)}))
+    return summary
+
+
+def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
+    """The rows asked for, with the data's place and the epochs of the command line."""
+    words = [word.lower() for word in arguments.rows or [""]]
+    chosen = [row for row in rows if any(word in row.name.lower() for word in words)]
+    if not chosen:
+        raise UserError(f"no row is called {' or '.join(words)}; there are: {', '.join(row.name for row in rows)}.")
+    settings: dict[str, Any] = {"data__data_dir": arguments.data_dir} if arguments.data_dir else {}
+    if arguments.epochs:
+        settings |= {"epochs": arguments.epochs, "stem_epochs": max(1, arguments.epochs // 3)}
+    return [row._replace(config=with_settings(row.config, **settings)) for row in chosen]
+
+
+def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) -> dict[str, Any]:
+    """A run's result, from its ``result.json`` or by training; see ``result_of``."""
+    workdir = root / name
+    known = workdir / "result.json"
+    if known.exists() and json.loads(known.read_text())["config"] == json.loads(configuration.to_json(config)):
+        return json.loads(known.read_text())["result"]
+    print(f"\n{name}", file=sys.stderr, flush=True)
+    if not (workdir / "checkpoints").exists():
+        _copy_stem(config, root, workdir, until)
+    run = Run(config, workdir)
+    with _deadline(run, until):
+        run_training(run)
+    result = result_of(run)
+    write_file(known, json.dumps({"config": json.loads(configuration.to_json(config)), "result": result}) + "\n")
+    return result
+
+
+def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
+    """Trains step 1 once for all rows that share it, and copies it to where a run expects its own."""
+    if not 0 < config.stem_epochs < config.epochs:
+        return
+    stem = root / "stems" / stem_key(config)
+    finished = stem / "finished"
+    if not finished.exists():
+        run = _StemRun(with_settings(config, method="rmn"), stem)
+        try:
+            with _deadline(run, until):
+                run_training(run)
+        except Preempted:
+            if not run.reached_end:
+                raise
+        finished.touch()
+    workdir.mkdir(parents=True, exist_ok=True)
+    shutil.copy(stem / "metrics.jsonl", workdir)
+    partial = workdir / "checkpoints.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(stem / "checkpoints", partial)
+    partial.rename(workdir / "checkpoints")
+
+
+def stem_key(config: ConfigDict) -> str:
+    """The same for two configurations exactly if their step 1 is the same."""
+    values = config.to_dict()
+    for key in _AFTER_STEM:
+        del values[key]
+    model = values["model"]
+    for key in ("memory_momentum", "metric"):
+        del model[key]
+    if model["attention"] != "conditional" and model["router"] != "learned":
+        del model["num_units"]
+    if model["router"] != "learned":
+        del model["router"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class _StemRun(Run):
+    """A run that stops, saved, where step 1 ends."""
+
+    reached_end = False
+
+    def should_stop(self, update: int, step: int) -> bool:
+        self.reached_end = update == self.stem_updates
+        return self.reached_end or super().should_stop(update, step)
+
+
+class _deadline:
+    """Asks a run to stop when the time is over."""
+
+    def __init__(self, run: Run, until: float):
+        self._timer = threading.Timer(max(0.0, min(until - time.monotonic(), threading.TIMEOUT_MAX)), self._stop)
+        self._timer.daemon = True
+        self._run = run
+
+    def _stop(self) -> None:
+        self._run.stop_requested = True
+
+    def __enter__(self):
+        self._timer.start()
+
+    def __exit__(self, *_):
+        self._timer.cancel()
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """What a finished run's ``metrics.jsonl`` says: accuracies in per cent, the last epoch's loads, seconds, curve."""
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    last = lines[-1]
+    routed = run.config.method == "rmn"
+    variables = jax.eval_shape(lambda: run.initial_state(routed)).variables
+    return {
+        "seed": run.config.seed,
+        "top1": round(100 * last["eval_top1"], 2),
+        "top5": round(100 * last["eval_top5"], 2),
+        "eval_loss": round(last["eval_loss"], 4),
+        "train_top1": round(100 * last["train_top1"], 2),
+        "train_loss": round(last["train_loss"], 4),
+        "parameters": count_parameters(variables),
+        "multiply_adds": count_multiply_adds(run.model(routed), run.info.image_shape[0]),
+        "dead_units": [load.count(0) for load in last["eval_load"]] if routed else [],
+        "load": last["eval_load"],
+        "entropy": [round(value, 3) for value in last["entropy"]],
+        "seconds": round(sum(line["seconds_per_update"] for line in lines) * run.updates_per_epoch),
+        "curve": [[line["epoch"], round(100 * line["eval_top1"], 2)] for line in lines if "eval_top1" in line],
+    }
+
+
+def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]], note: str) -> dict[str, Any]:
+    """The results file: where, when and with what, and each row's runs with mean and standard deviation."""
+    table = []
+    for row in rows:
+        runs = found[row.name]
+        if not runs:
+            continue
+        top1 = np.array([run["top1"] for run in runs])
+        table.append(
+            {
+                "row": row.name,
+                "paper": row.paper,
+                "top1_mean": round(float(top1.mean()), 2),
+                "top1_std": round(float(top1.std(ddof=1)), 2) if len(top1) > 1 else None,
+                "seeds": len(runs),
+                "runs": runs,
+                "config": json.loads(configuration.to_json(row.config)),
+            }
+        )
+    chosen = [f"--scale={arguments.scale}"]
+    if arguments.scale == "paper":
+        chosen += [f"--backbone={arguments.backbone}", f"--benchmark={arguments.benchmark}"]
+    return {
+        "experiment": arguments.name,
+        "command": " ".join([f"python -m experiments.{arguments.module}", *chosen]),
+        "commit": commit(),
+        **machine(),
+        "note": note,
+        "rows": table,
+    }
+
+
+def to_markdown(summary: dict[str, Any]) -> str:
+    """The table as Markdown, beside the paper's figures where it has the row."""
+    head = (
+        "network",
+        "top-1 %",
+        "seeds",
+        "training top-1 %",
+        "loss",
+        "dead PUs a stage",
+        "parameters",
+        "paper, top-1 %",
+    )
+    lines = ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in summary["rows"]:
+        runs = row["runs"]
+        mean = lambda key, runs=runs: np.mean([run[key] for run in runs])  # noqa: E731
+        dead = np.mean([run["dead_units"] for run in runs], axis=0) if runs[0]["dead_units"] else []
+        spread = "" if row["top1_std"] is None else f" ± {row['top1_std']:.2f}"
+        cells = (
+            row["row"],
+            f"{row['top1_mean']:.2f}{spread}",
+            str(row["seeds"]),
+            f"{mean('train_top1'):.1f}",
+            f"{mean('train_loss'):.3f}",
+            ", ".join(f"{value:.2g}" for value in dead) or "-",
+            f"{runs[0]['parameters'] / 1e6:.2f}M",
+            f"{runs[0]['multiply_adds'] / 1e6:.1f}M",
+            "-" if row["paper"] is None else f"{row['paper']:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def commit() -> str:
+    """The checkout's commit, with a plus if files differ from it; "unknown" outside a checkout."""
+    git = ["git", "-C", str(ROOT.parent)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        state = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.strip() + ("+" if state.strip() else "")

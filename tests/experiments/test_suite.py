@@ -1,0 +1,105 @@
+"""The experiments' harness, on digits: rows, seeds, shared stems, resuming, and what a user can get wrong."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from experiments import ablations, batch_size, ladder, routers, suite
+from rmn_jax.config import default_config
+from rmn_jax.four_step import run_training
+from rmn_jax.train.run import Run
+
+
+def small(variant, **settings):
+    config = default_config(variant)
+    config.epochs, config.stem_epochs, config.batch_size, config.eval_batch_size = 3, 1, 256, 360
+    config.model.backbone, config.model.width, config.model.num_units = "resnet8", 4, 2
+    config.data.name, config.data.augment = "digits", "none"
+    config.learning_rate.peak, config.learning_rate.warmup_epochs = 0.1, 0
+    return suite.with_settings(config, **settings)
+
+
+def rows():
+    return [suite.Row("Original", small("plain"), 12.5), suite.Row("RMN", small("rmn_no_ca"))]
+
+
+def arguments(tmp_path, *words):
+    typed = [f"--workdir={tmp_path / 'runs'}", f"--out={tmp_path / 'out.json'}", "--seeds", "3", *words]
+    return suite.parser("A trial.", "trial").parse_args(typed)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Both rows trained once: the folder and the summary."""
+    folder = tmp_path_factory.mktemp("suite")
+    return folder, suite.run_rows(arguments(folder), rows())
+
+
+def test_the_results_file_has_every_run_with_where_and_how(finished):
+    folder, summary = finished
+    stored = json.loads((folder / "out.json").read_text())
+    assert stored == json.loads(json.dumps(summary))
+    assert {"commit", "date", "cores", "jax", "command"} <= stored.keys()
+    plain, routed = stored["rows"]
+    assert plain["paper"] == 12.5 and routed["paper"] is None
+    for row in (plain, routed):
+        assert row["top1_mean"] == row["runs"][0]["top1"] and row["runs"][0]["seed"] == 3
+        assert [epoch for epoch, _ in row["runs"][0]["curve"]] == [1, 2, 3]
+    assert len(routed["runs"][0]["dead_units"]) == 3 and plain["runs"][0]["dead_units"] == []
+    assert "| RMN |" in suite.to_markdown(summary) and "| 12.50 |" in suite.to_markdown(summary)
+
+
+def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
+    folder, summary = finished
+    assert len(list((folder / "runs" / "stems").iterdir())) == 1
+    alone = Run(small("rmn_no_ca", seed=3), tmp_path / "alone", quiet=True)
+    run_training(alone)
+    result = suite.result_of(alone)
+    known = summary["rows"][1]["runs"][0]
+    assert {**result, "seconds": 0} == {**known, "seconds": 0}
+
+
+def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path, monkeypatch):
+    folder, summary = finished
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "rmn-3" / "result.json").unlink()
+    trained = []
+    monkeypatch.setattr(suite, "run_training", lambda run: trained.append(run.workdir.name) or run_training(run))
+    again = suite.run_rows(arguments(tmp_path), rows())
+    assert trained == ["rmn-3"]
+    assert again["rows"] == summary["rows"]
+
+
+def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys):
+    assert [row.name for row in suite.choose(rows(), arguments(tmp_path, "--rows", "rmn"))] == ["RMN"]
+    code = suite.main(lambda: suite.run_rows(arguments(tmp_path, "--rows", "wide"), rows()))
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and "no row is called wide; there are: Original, RMN" in error
+
+
+def test_only_what_step_1_depends_on_makes_another_stem():
+    key = lambda **settings: suite.stem_key(small("rmn_no_ca", **settings))  # noqa: E731
+    assert key() == suite.stem_key(small("plain", batch_size=256))
+    for same in ("model__num_units", "checkpoint__keep", "eval_every_epochs"):
+        assert key(**{same: 7}) == key()
+    assert key(model__router="random") == key(model__metric="cosine") == key(unit_gradient="own") == key()
+    assert len({key(), key(seed=1), key(batch_size=128), key(epochs=4), key(model__router="learned")}) == 5
+    attention = {"model__attention": "conditional"}
+    assert key(model__num_units=4, **attention) != key(**attention)
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_every_experiment_has_rows_that_a_run_accepts(scale):
+    typed = suite.parser("All.", "all").parse_args([f"--scale={scale}"])
+    found = routers.rows(typed) + (batch_size.cpu_rows() if scale == "cpu" else batch_size.paper_rows(typed))
+    for part in ablations.PARTS:
+        typed.part = part
+        found += ablations.rows(typed)
+    if scale == "paper":
+        found += ladder.rows("tiny_imagenet")
+    assert pathlib.Path(suite.RESULTS).name == "results"
+    for row in found:
+        suite.configuration.validate(row.config, device_count=1)
+    assert len({row.slug for row in batch_size.cpu_rows()}) == len(batch_size.cpu_rows())
