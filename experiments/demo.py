@@ -12,7 +12,6 @@ import json
 import pathlib
 import sys
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -76,7 +75,7 @@ def train(method: str, workdir: pathlib.Path) -> tuple[Run, dict, float]:
     run = Run(load_config(f"{CONFIG}:{method}"), workdir / method)
     run.reporter.say(f"\n{'RMN' if routed else 'Plain'} network in {run.workdir}")
     top1 = run_training(run)["top1"]
-    state = jax.eval_shape(lambda: run.initial_state(routed))
+    state = run.state_shapes(routed)
     numbers = {
         "top1": top1,
         "params": count_parameters(state.variables),

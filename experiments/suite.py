@@ -247,7 +247,7 @@ def result_of(run: Run) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     last = lines[-1]
     routed = run.config.method == "rmn"
-    variables = jax.eval_shape(lambda: run.initial_state(routed)).variables
+    variables = run.state_shapes(routed).variables
     return {
         "seed": run.config.seed,
         "top1": round(100 * last["eval_top1"], 2),

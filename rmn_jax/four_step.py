@@ -68,7 +68,7 @@ def clone_procedures(run: Run, state: TrainState) -> TrainState:
     """Step 2: parameters, their average, BN statistics and momentum, N times each; memories still zero."""
     num_units = run.config.model.num_units
     run.reporter.say(f"step 2: cloning every stage into {num_units} procedures")
-    target = jax.eval_shape(lambda: run.initial_state(routed=True))
+    target = run.state_shapes(routed=True)
     return run.place(
         state._replace(
             params=clone(state.params, num_units),

@@ -18,7 +18,7 @@ from rmn_jax.errors import UserError
 from rmn_jax.models import RMN, Outputs
 from rmn_jax.train.checkpoint import Checkpoints
 from rmn_jax.train.optimizer import make_optimizer
-from rmn_jax.train.run import CONFIG_FILE, DATASET_FILE, build_model, make_state
+from rmn_jax.train.run import CONFIG_FILE, DATASET_FILE, build_model, state_shapes
 from rmn_jax.train.step import example_keys
 
 _BATCH = 64
@@ -60,8 +60,7 @@ def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
 
     def target(position):
         model = build_model(config, info.num_classes, info.image_shape[0], routed=position.step > 1)
-        key = jax.random.key(config.seed)
-        return jax.eval_shape(lambda: make_state(config, model, optimizer, info.image_shape, key))
+        return state_shapes(config, model, optimizer, info.image_shape)
 
     found = Checkpoints(folder, config.checkpoint.keep, warn).restore(target)
     if found is None:

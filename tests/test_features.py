@@ -7,14 +7,14 @@ import pytest
 
 from rmn_jax.errors import UserError
 from rmn_jax.features import feature_names, features
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, create_backbone, initialise
 
 
 @pytest.fixture(scope="module")
 def routed():
     model = RMN(create_backbone("resnet8", 5, 8), 3)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = jax.jit(model.init)(jax.random.key(1), images)
+    variables = initialise(model, jax.random.key(1), images)
     memory = {name: jax.random.normal(jax.random.key(2), leaf.shape) for name, leaf in variables["memory"].items()}
     return model, {**variables, "memory": memory}, images
 

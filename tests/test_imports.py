@@ -21,9 +21,9 @@ ALLOWED = {
     "features": ("models", "layers", "routing", "errors"),
     "data": ("data", "errors"),
     "interop": ("interop", "train", "models", "config", "errors"),
-    "config": ("models", "ops", "errors"),
+    "config": ("models", "ops", "routing", "errors"),
     "train": ("train", "data", "models", "config", "routing", "errors"),
-    "four_step": ("train", "data", "models", "config", "cloning", "clustering", "errors"),
+    "four_step": ("train", "data", "models", "config", "cloning", "clustering", "routing", "errors"),
 }
 ONLY_JAX = ("routing", "dispatch", "ops")
 

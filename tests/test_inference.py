@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.inference import compile_inference
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, create_backbone, initialise
 
 
 @pytest.mark.parametrize("attention", ["none", "conditional"])
@@ -14,7 +14,7 @@ from rmn_jax.models import RMN, create_backbone
 def test_it_computes_what_the_network_computes(batch, attention):
     model = RMN(create_backbone("resnet8", 10, 8), num_units=3, attention=attention)
     images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = initialise(model, jax.random.key(0), images)
     # Memories at the features of three of the images, so that all units are used.
     expected = jax.jit(model.apply)(variables, images)
     variables = {**variables, "memory": {f"memory{i + 1}": p[:3] for i, p in enumerate(expected.pooled)}}
@@ -30,7 +30,7 @@ def test_it_computes_what_the_network_computes(batch, attention):
 def test_plain_networks_too():
     model = RMN(create_backbone("resnet8", 10, 8), routed=False, attention="se")
     images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = initialise(model, jax.random.key(0), images)
     compiled = compile_inference(model, variables, jax.ShapeDtypeStruct(images.shape, jnp.float32))
     expected = jax.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(compiled(images).logits, expected, rtol=1e-4, atol=1e-4)

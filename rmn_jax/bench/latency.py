@@ -11,7 +11,7 @@ import numpy as np
 from rmn_jax.bench.measure import interleave, summary
 from rmn_jax.cloning import is_procedural
 from rmn_jax.inference import compile_inference
-from rmn_jax.models import RMN, Outputs, create_backbone
+from rmn_jax.models import RMN, Outputs, create_backbone, initialise
 
 
 def bench_latency(
@@ -47,7 +47,7 @@ def bench_latency(
         ("RMN+CA", True, "conditional"),
     ):
         model = RMN(create_backbone(backbone, 1000, image_size), num_units, routed, attention, dtype=dtype)
-        variables = jax.jit(model.init)(jax.random.key(1), inputs[0][:1])
+        variables = initialise(model, jax.random.key(1), inputs[0][:1])
         if routed:
             variables = {**variables, "memory": _spread(model, variables, images, num_units)}
         sides[name] = _Turning(compile_inference(model, variables, shape), inputs)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from rmn_jax.errors import UserError
 from rmn_jax.models.efficientnet import efficientnet_b0
+from rmn_jax.models.initial import initialise
 from rmn_jax.models.resnet import resnet8, resnet10, resnet18, resnet50
 from rmn_jax.models.rmn import ATTENTIONS, RMN, Backbone, Outputs
 from rmn_jax.models.routers import ROUTERS
@@ -46,4 +47,4 @@ def create_backbone(name: str, num_classes: int, image_size: int, small_stem: st
     return BACKBONES[name](num_classes, image_size, small_stem, width)
 
 
-__all__ = ["ATTENTIONS", "BACKBONES", "RMN", "ROUTERS", "Backbone", "Outputs", "create_backbone"]
+__all__ = ["ATTENTIONS", "BACKBONES", "RMN", "ROUTERS", "Backbone", "Outputs", "create_backbone", "initialise"]

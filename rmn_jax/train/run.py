@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from rmn_jax import config as configuration
 from rmn_jax import data
 from rmn_jax.errors import Preempted, UserError
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, create_backbone, initialise
 from rmn_jax.train import step as steps
 from rmn_jax.train.average import start_average
 from rmn_jax.train.checkpoint import Checkpoints, Position
@@ -117,8 +118,12 @@ class Run:
         return self._eval_steps[routed]
 
     def initial_state(self, routed: bool = False) -> TrainState:
-        """The state before the first update (plain), or one of the routed network's shapes (a restore target)."""
+        """The state before the first update."""
         return make_state(self.config, self.model(routed), self.optimizer, self.info.image_shape, self.key)
+
+    def state_shapes(self, routed: bool) -> TrainState:
+        """The shapes and dtypes of a state: what a checkpoint is restored to."""
+        return state_shapes(self.config, self.model(routed), self.optimizer, self.info.image_shape)
 
     def place(self, state: TrainState) -> TrainState:
         """A copy of the state on every device."""
@@ -132,9 +137,7 @@ class Run:
 
     def restore(self) -> tuple[TrainState, Position] | None:
         """The newest good checkpoint, on the devices; None for a fresh run."""
-        found = self.checkpoints.restore(
-            lambda position: jax.eval_shape(lambda: self.initial_state(routed=position.step > 1))
-        )
+        found = self.checkpoints.restore(lambda position: self.state_shapes(routed=position.step > 1))
         return None if found is None else (self.place(found[0]), found[1])
 
     def save(self, state: TrainState, step: int) -> None:
@@ -196,9 +199,23 @@ def build_model(config: ConfigDict, num_classes: int, image_size: int, routed: b
 
 def make_state(config: ConfigDict, model: RMN, optimizer, image_shape: tuple[int, int, int], key) -> TrainState:
     """A state before the first update: fresh parameters, no momentum, memories at zero."""
-    variables = jax.jit(model.init)(
-        jax.random.fold_in(key, 0), jnp.zeros((2, *image_shape)), keys=jax.random.split(key, 2)
-    )
+    images, keys = jnp.zeros((2, *image_shape)), jax.random.split(key, 2)
+    variables = initialise(model, jax.random.fold_in(key, 0), images, keys=keys)
+    return _first_state(config, model, optimizer, variables)
+
+
+def state_shapes(config: ConfigDict, model: RMN, optimizer, image_shape: tuple[int, int, int]) -> TrainState:
+    """The shapes and dtypes of a state, as ``jax.ShapeDtypeStruct``s; nothing is computed."""
+
+    def build() -> TrainState:
+        key = jax.random.key(0)
+        images, keys = jnp.zeros((2, *image_shape)), jax.random.split(key, 2)
+        return _first_state(config, model, optimizer, model.init(key, images, keys=keys))
+
+    return jax.eval_shape(build)
+
+
+def _first_state(config: ConfigDict, model: RMN, optimizer, variables: Mapping[str, Any]) -> TrainState:
     num_stages = len(model.backbone.stages) if model.routed else 0
     return TrainState(
         update=jnp.zeros((), jnp.int32),

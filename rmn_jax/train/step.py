@@ -6,7 +6,7 @@ is that of the whole batch on one device. Axes: B inputs, N units, S stages (see
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ def make_train_step(
             batch_stats=batch_stats,
             memory=memory,
             opt_state=opt_state,
-            metrics=jax.tree.map(jnp.add, state.metrics, metrics),
+            metrics=metrics,
             average=move_average(state.average, params, ema, state.update),
         )
         return state, loss / size
@@ -120,7 +120,14 @@ def make_train_step(
     # Without variance checks, the sum over devices in the forward pass (batch norm) is transposed to a sum:
     # each device then differentiates the global loss, and one psum of the gradients remains, above.
     sharded = jax.shard_map(update, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
-    return jax.jit(sharded, donate_argnums=0)
+
+    # The sums since the epoch began stay outside: a plain network's loads are [0, N], and jaxlib 0.11 does not survive
+    # an array of no elements that goes into shard_map.
+    def add_up(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
+        moved, loss = sharded(state._replace(metrics=cast(Any, None)), batch, key)
+        return moved._replace(metrics=jax.tree.map(jnp.add, state.metrics, moved.metrics)), loss
+
+    return jax.jit(add_up, donate_argnums=0)
 
 
 def _moved_memories(memory: dict, sums: tuple[routing.UnitSums, ...], num_units: int, alpha: float):

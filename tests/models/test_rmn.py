@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.cloning import clone, permute_units
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, create_backbone, initialise
 from rmn_jax.models.resnet import Bottleneck, resnet
 
 UNITS = 3
@@ -26,7 +26,7 @@ def plain_network(backbone, attention):
     plain = RMN(backbone, UNITS, routed=False, attention=attention)
     images = jax.random.normal(jax.random.key(1), (24, 16, 16, 3))
     keys = jax.random.split(jax.random.key(2), 24)
-    variables = jax.jit(plain.init)(jax.random.key(0), images, keys=keys)
+    variables = initialise(plain, jax.random.key(0), images, keys=keys)
     in_training = functools.partial(plain.apply, train=True, mutable=["batch_stats"])
     _, changed = jax.jit(in_training)(variables, images, keys=keys)
     return plain, {**variables, **changed}, images
@@ -135,7 +135,7 @@ def test_the_random_condition_is_uniform_and_fresh_for_each_input_and_stage():
     plain = RMN(create_backbone("resnet8", 10, 8), num_units=4, routed=False, attention="conditional")
     images = jnp.zeros((400, 4, 4, 3))
     keys = jax.random.split(jax.random.key(0), 400)
-    variables = jax.jit(plain.init)(jax.random.key(0), images[:1], keys=keys[:1])
+    variables = initialise(plain, jax.random.key(0), images[:1], keys=keys[:1])
     conditions = np.asarray(jax.jit(plain.apply)(variables, images, keys=keys).assignment)
     for stage in conditions:
         # 400 draws of 4: 100 each, standard deviation sqrt(400 x 1/4 x 3/4) = 8.7; four of those are 35.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.cloning import clone
-from rmn_jax.models import RMN
+from rmn_jax.models import RMN, initialise
 from rmn_jax.models.resnet import BasicBlock, resnet
 from rmn_jax.models.routers import gate, hashed_unit, random_unit
 
@@ -57,7 +57,7 @@ def test_the_balancing_loss_is_one_when_balanced_and_n_when_all_go_to_one():
 def test_right_after_cloning_every_router_gives_the_stems_logits(router, rng):
     plain = network(router, routed=False)
     images, keys = jnp.float32(rng.normal(size=(BATCH, 8, 8, 3))), jax.random.split(jax.random.key(3), BATCH)
-    variables = jax.jit(plain.init)(jax.random.key(0), images, keys=keys)
+    variables = initialise(plain, jax.random.key(0), images, keys=keys)
     expected = jax.jit(plain.apply)(variables, images, keys=keys)
     # Gates that are blind to what all images have in common, or all would take one unit.
     for i, pooled in enumerate(expected.pooled if router == "learned" else ()):
@@ -82,7 +82,7 @@ def test_right_after_cloning_every_router_gives_the_stems_logits(router, rng):
 def test_cosine_memories_route_by_angle(rng):
     model = network("memory", metric="cosine")
     images = jnp.float32(rng.normal(size=(BATCH, 8, 8, 3)))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = initialise(model, jax.random.key(0), images)
     memory = {name: jnp.float32(rng.uniform(size=leaf.shape)) for name, leaf in variables["memory"].items()}
     long = {name: leaf * jnp.array([1.0, 7.0, 0.1])[:, None] for name, leaf in memory.items()}
     apply = jax.jit(model.apply)

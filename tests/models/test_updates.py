@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from rmn_jax.cloning import is_procedural
-from rmn_jax.models import RMN, efficientnet, resnet, vgg
+from rmn_jax.models import RMN, efficientnet, initialise, resnet, vgg
 from rmn_jax.train.state import Metrics, TrainState
 from rmn_jax.train.step import AXIS, make_mesh, make_train_step
 
@@ -27,7 +27,7 @@ NETWORKS = {
 def first_state(model, images, optimizer):
     """Memories 1 and 2 lie at the features of two inputs, memory 3 far from all: its unit gets nothing."""
     model = model.clone(axis_name=None)
-    variables = jax.jit(model.init)(jax.random.key(1), images)
+    variables = initialise(model, jax.random.key(1), images)
     keys = jax.random.split(jax.random.key(3), BATCH)
     run = lambda v: model.apply(v, images, train=True, keys=keys, mutable=["batch_stats"])[0]  # noqa: E731
     pooled = jax.jit(run)(variables).pooled

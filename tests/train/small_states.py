@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmn_jax.layers import Layers
-from rmn_jax.models import RMN
+from rmn_jax.models import RMN, initialise
 from rmn_jax.models.resnet import BasicBlock, Head, resnet
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.train.state import Metrics, TrainState
@@ -29,7 +29,7 @@ def make(routed, attention, optimizer, backbone=None, average=False):
     backbone = backbone or resnet(BasicBlock, (1, 1), 4, CLASSES, stem_kernel=3, stem_strides=1, pool=False)
     model = RMN(backbone, UNITS, routed=routed, attention=attention, axis_name=AXIS)
     images = jnp.zeros((2, 6, 6, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images, keys=jax.random.split(jax.random.key(0), 2))
+    variables = initialise(model, jax.random.key(0), images, keys=jax.random.split(jax.random.key(0), 2))
     memory = {}
     if routed:  # two memories on either side of the features of normalised images, and one far from all
         for name, leaf in variables["memory"].items():
