@@ -1,7 +1,9 @@
 """``rmn bench step``: a whole update, plain and routed, at one batch size and over the number of units."""
 
+import math
+import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import optax
 
 from rmn_jax.bench.measure import interleave, load_assignment, summary
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, Backbone, create_backbone
 from rmn_jax.train.state import Metrics, TrainState
 from rmn_jax.train.step import AXIS, make_mesh, make_train_step
 
@@ -24,15 +26,10 @@ def bench_step(
     attention: str = "none",
 ) -> Iterator[dict[str, Any]]:
     """A line a network. Memories are drawn so that the load is near the named one; the line says what it was."""
-    rng = np.random.default_rng(0)
-    data = {
-        "image": jnp.asarray(rng.integers(0, 256, (batch, image_size, image_size, 3)), jnp.uint8),
-        "label": jnp.asarray(rng.integers(0, 100, batch), jnp.int32),
-        "index": jnp.arange(batch, dtype=jnp.int32),
-        "mask": jnp.ones(batch, bool),
-    }
-    sides = {"plain": _Side(backbone, image_size, None, attention, data)}
-    sides |= {f"N={n}": _Side(backbone, image_size, n, attention, data, load) for n in units}
+    data = random_batch(batch, image_size, 100)
+    network = create_backbone(backbone, 100, image_size)
+    sides = {"plain": Update(network, data, None, attention)}
+    sides |= {f"N={n}": Update(network, data, n, attention, load) for n in units}
     seconds = interleave(sides, rounds)
     for name, side in sides.items():
         yield {
@@ -49,56 +46,98 @@ def bench_step(
         }
 
 
-class _Side:
-    """One network's update on a fixed batch; calling it does one update.
+def random_batch(batch: int, image_size: int, num_classes: int) -> dict[str, jax.Array]:
+    """A batch as the data sets give it (see ``rmn_jax.data``), of noise."""
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (batch, image_size, image_size, 3)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, num_classes, batch), jnp.int32),
+        "index": jnp.arange(batch, dtype=jnp.int32),
+        "mask": jnp.ones(batch, bool),
+    }
+
+
+class Update:
+    """One network's update on a fixed batch, compiled for one device; calling it does one update.
 
     The routing is given, not found: with fresh weights every input would be nearest to one memory or another by
-    accident. Distances and the memories' update are computed all the same.
+    accident. The memories move all the same; only their distances, N C multiply-adds an input and stage, are left out.
+
+    Attributes:
+      model: the network.
+      state: what the next call starts from.
+      compile_seconds: what compiling took.
+      temporary_bytes: memory beyond arguments and results.
+      planned_bytes: all the memory that the compiled update holds at its fullest, arguments and results included.
     """
 
-    def __init__(self, backbone, image_size, num_units, attention, data, load="random"):
-        import time
-
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: dict[str, jax.Array],
+        num_units: int | None,
+        attention: str = "none",
+        load: str = "random",
+        dtype: Any = jnp.float32,
+    ):
+        """``num_units`` None is the plain network; for ``data`` see ``random_batch``, for ``load`` ``LOADS``."""
         routed = num_units is not None
-        model = RMN(create_backbone(backbone, 100, image_size), num_units or 1, routed, attention, axis_name=AXIS)
-        if routed:
-            stages = len(model.backbone.stages)
-            batch = len(data["label"])
+        self.model = RMN(backbone, num_units or 1, routed, attention, axis_name=AXIS, dtype=dtype)
+        stages, batch = len(backbone.stages), len(data["label"])
+        model: Any = self.model
+        if num_units is not None:
             plan = [load_assignment(load, batch, num_units, seed) for seed in range(stages)]
-            model = cast(RMN, _Assigned(model, jnp.asarray(np.stack(plan))))
+            model = _Assigned(self.model, jnp.asarray(np.stack(plan)))
         optimizer = optax.sgd(1e-4, momentum=0.9)
-        keys = jax.random.split(jax.random.key(0), 2)
-        images = jnp.zeros((2, image_size, image_size, 3))
-        variables = jax.jit(model.init)(jax.random.key(0), images, keys=keys)
+        variables = _variables(self.model, data["image"].shape[1:])
         self.state = TrainState(
             update=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             memory=variables.get("memory", {}),
             opt_state=optimizer.init(variables["params"]),
-            metrics=Metrics.zeros(len(model.backbone.stages) if routed else 0, num_units or 1),
+            metrics=Metrics.zeros(stages if routed else 0, num_units or 1),
         )
-        step: Any = make_train_step(
-            model,
-            optimizer,
-            lambda keys, x: x.astype(jnp.float32) / 64 - 2,
-            make_mesh(jax.devices()[:1]),
-            alpha=0.9,
-        )
-        self.data, self.key = data, jax.random.key(1)
-        lowered = step.lower(self.state, data, self.key)
+        prepare = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
+        step: Any = make_train_step(model, optimizer, prepare, make_mesh(jax.devices()[:1]), alpha=0.9)
+        self._data, self._key = data, jax.random.key(1)
+        lowered = step.lower(self.state, data, self._key)
         started = time.perf_counter()
-        self.call = lowered.compile()
+        self._call = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
-        self.temporary_bytes = int(self.call.memory_analysis().temp_size_in_bytes)
+        memory = self._call.memory_analysis()
+        self.temporary_bytes = int(memory.temp_size_in_bytes)
+        reused = int(memory.alias_size_in_bytes)
+        results = int(memory.output_size_in_bytes) - reused
+        self.planned_bytes = int(memory.argument_size_in_bytes) + results + self.temporary_bytes
 
-    def __call__(self):
-        self.state, loss = self.call(self.state, self.data, self.key)
+    def __call__(self) -> jax.Array:
+        """One update; returns the loss."""
+        self.state, loss = self._call(self.state, self._data, self._key)
         return loss
 
     def largest_share(self) -> float | None:
+        """The share of its stage's inputs that the fullest unit got; None when plain."""
         load = np.asarray(self.state.metrics.load)
         return round(float((load.max(-1) / load.sum(-1)).max()), 3) if load.size else None
+
+
+def _variables(model: RMN, image: tuple[int, ...]) -> dict[str, Any]:
+    """Values at random, of the usual sizes, drawn on the host: an initialisation takes long to compile."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name != "kernel":
+            return jnp.full(leaf.shape, 1.0 if name in ("scale", "var") else 0.0, leaf.dtype)
+        fan_out = math.prod(leaf.shape[-4:]) / leaf.shape[-2]
+        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) * np.float32((2 / fan_out) ** 0.5))
+
+    def initialise():
+        keys = jax.random.split(jax.random.key(0), 2)
+        return model.init(keys[0], jnp.zeros((2, *image)), keys=keys)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(initialise))
 
 
 class _Assigned:
@@ -111,4 +150,6 @@ class _Assigned:
         return getattr(self._model, name)
 
     def apply(self, variables, images, **arguments):
-        return self._model.apply(variables, images, assignment=self._assignment, **arguments)
+        # Behind a barrier, or the compiler would know the loads and sort the batch beforehand.
+        assignment = jax.lax.optimization_barrier(self._assignment)
+        return self._model.apply(variables, images, assignment=assignment, **arguments)

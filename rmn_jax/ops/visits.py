@@ -15,7 +15,7 @@ from rmn_jax.dispatch import RoutePlan
 from rmn_jax.ops import window as single
 from rmn_jax.ops.window import Window
 
-_INPUTS_A_TILE = 32
+_LONGEST = 32
 
 
 class Visits(NamedTuple):
@@ -24,6 +24,17 @@ class Visits(NamedTuple):
     unit: jax.Array
     low: jax.Array
     high: jax.Array
+
+
+def tile_length(batch: int, num_units: int) -> int:
+    """Inputs to a tile: the largest power of two, up to 32, that adds at most a quarter to the rows computed.
+
+    What ``bound`` allows beyond the batch is N (b - 1) rows, so the tile shrinks with what a device is given.
+    """
+    length = _LONGEST
+    while length > 1 and 4 * num_units * (length - 1) > batch:
+        length //= 2
+    return length
 
 
 def bound(batch: int, num_units: int, length: int) -> int:
@@ -57,7 +68,7 @@ def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, H, W, C] and [B, OH, OW, O] sorted -> [N, kh, kw, C, O] of ``shape``, float32."""
     batch = x.shape[0]
-    length = min(batch, _INPUTS_A_TILE)
+    length = tile_length(batch, plan.num_units)
 
     def visit(result, tile):
         start, own = _rows(tile, batch, length)
@@ -72,7 +83,7 @@ def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ..
 
 def _map_visits(x, kernel, plan: RoutePlan, function) -> jax.Array:
     batch = x.shape[0]
-    length = min(batch, _INPUTS_A_TILE)
+    length = tile_length(batch, plan.num_units)
     result = jax.eval_shape(function, x, kernel[0])
 
     def visit(out, tile):

@@ -76,8 +76,10 @@ def check_all_passes(backend, size, strides, rng, several_lengths=False):
             np.testing.assert_allclose(dkernel[j], expected_dkernel, rtol=1e-4, atol=2e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("tiled", [True, False])
 @pytest.mark.parametrize(("size", "strides"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-def test_the_plain_convolution_and_its_gradients_are_xlas(size, strides, rng):
+def test_the_plain_convolution_and_its_gradients_are_xlas(size, strides, tiled, rng, monkeypatch):
+    monkeypatch.setattr(loop, "LARGE_KERNEL", 2**18 if tiled else 0)
     x = jnp.float32(rng.normal(size=(11, 8, 6, 3)))
     kernel = jnp.float32(rng.normal(size=(size, size, 3, 5)))
     expected, expected_pull = jax.vjp(functools.partial(one_unit, strides=strides), x, kernel)

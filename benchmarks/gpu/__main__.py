@@ -1,0 +1,124 @@
+"""What the method costs on one GPU, in parts that each fit a short command and go on where they stopped.
+
+    python -m benchmarks.gpu floor                       # least time of each layer; arithmetic, on any machine
+    python -m benchmarks.gpu step --out=FILE --seconds=500
+    python -m benchmarks.gpu conv torch determinism --out=FILE --seconds=500
+    python -m benchmarks.gpu report --out=FILE           # tables in Markdown
+    python -m benchmarks.gpu all --dry-run               # the same code, tiny, on a CPU
+
+A line of JSON is printed, and appended to FILE, as soon as it is measured. The same command again measures what is
+missing. No new work is begun that would outlast ``--seconds`` if it took as long as the longest so far.
+"""
+
+import argparse
+import atexit
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.settings import GROUPS, Settings, dry_run
+
+PARTS = ("floor", "step", "conv", "torch", "determinism", "report")
+MODULES = {"torch": "torch_eager"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _parse(argv)
+    _environment(arguments.dry_run)
+    parts = PARTS if "all" in arguments.parts else tuple(dict.fromkeys(arguments.parts))
+    if len(parts) > 1:  # a process each, so that none holds the GPU's memory while another measures
+        _each_in_a_process(parts, arguments, sys.argv[1:] if argv is None else argv)
+        return
+    record = Record(arguments.out, arguments.seconds)
+    part = importlib.import_module(f"benchmarks.gpu.{MODULES.get(parts[0], parts[0])}")
+    if parts[0] in ("step", "conv"):
+        _add_machine(record)
+    part.run(_settings(arguments), record)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"))
+    parser.add_argument("--out", help="the file of lines")
+    parser.add_argument("--seconds", type=float, help="time for this command")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
+    parser.add_argument("--networks", nargs="+", help="of step and floor: as in resnet18-64")
+    parser.add_argument("--batch", type=int, help="B of every part")
+    parser.add_argument("--num_units", type=int, help="N of conv, torch, determinism and floor")
+    parser.add_argument("--backends", nargs="+", help="of the routed convolution")
+    parser.add_argument("--loads", nargs="+", help="of conv")
+    parser.add_argument("--passes", nargs="+", choices=("together", "fwd", "dgrad", "wgrad"), help="of conv")
+    parser.add_argument("--conv_networks", nargs="+", help="of conv: as in resnet18-64")
+    parser.add_argument("--rounds", type=int, help="samples of each side")
+    parser.add_argument("--chip", help="of floor: as in 'NVIDIA H200'")
+    parser.add_argument("--peak_flops", type=float, help="dense operations a second in the compute type")
+    parser.add_argument("--bandwidth", type=float, help="of the device's memory, bytes a second")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"))
+    return parser.parse_args(argv)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    settings = dry_run() if arguments.dry_run else Settings()
+    names = ("batch", "num_units", "rounds", "chip", "peak_flops", "bandwidth", "dtype")
+    settings = settings._replace(**{name: value for name in names if (value := getattr(arguments, name)) is not None})
+    for name in ("backends", "loads", "passes"):
+        if getattr(arguments, name):
+            settings = settings._replace(**{name: tuple(getattr(arguments, name))})
+    if arguments.networks:
+        groups = tuple(group for group in settings.groups if group.name in arguments.networks)
+        if not groups:
+            raise SystemExit(f"no network of {arguments.networks}; there are {[group.name for group in GROUPS]}")
+        settings = settings._replace(groups=groups)
+    if arguments.batch:
+        settings = settings._replace(groups=tuple(group._replace(batch=arguments.batch) for group in settings.groups))
+    if arguments.conv_networks:
+        pairs = (name.rsplit("-", 1) for name in arguments.conv_networks)
+        settings = settings._replace(conv_networks=tuple((name, int(size)) for name, size in pairs))
+    return settings
+
+
+def _environment(dry: bool) -> None:
+    """What JAX reads when it starts: nearly all of the GPU's memory for this process."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if not dry:
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of a dry run compile the same programs
+        folder = tempfile.TemporaryDirectory()
+        atexit.register(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+def _each_in_a_process(parts: tuple[str, ...], arguments: argparse.Namespace, argv: list[str]) -> None:
+    started = time.monotonic()
+    options = [word for word in argv if word not in (*PARTS, "all")]
+    for part in parts:
+        command = [sys.executable, "-m", "benchmarks.gpu", part, *options]
+        if arguments.seconds is not None:
+            left = arguments.seconds - (time.monotonic() - started)
+            if left <= 0:
+                print(f"# stopped for time before {part}; the same command goes on", file=sys.stderr)
+                return
+            command.append(f"--seconds={left:.0f}")
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            print(f"# {part} ended with status {status}", file=sys.stderr)
+
+
+def _add_machine(record: Record) -> None:
+    from rmn_jax.bench.measure import machine
+
+    found = machine()
+    digest = "/".join(str(found[key]) for key in ("date", "device", "jax", "flax"))
+    record.add({"id": f"machine/{digest}", "part": "machine", "command": " ".join(sys.argv[1:]), **found})
+
+
+if __name__ == "__main__":
+    main()

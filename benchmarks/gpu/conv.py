@@ -1,0 +1,124 @@
+"""Part ``conv``: the routed convolution of every layer shape, pass by pass, against the plain one.
+
+Sides: ``plain`` (``rmn_jax.ops.conv``), ``lax`` (``lax.conv_general_dilated`` with autodiff; where it is the same
+program as ``plain`` the line says so) and each backend under each load. A routed side is first checked against the
+plain convolution of each unit's rows alone.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.gpu import conv_sides
+from benchmarks.gpu import layers as shapes
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.settings import Settings, backbone_of
+from benchmarks.gpu.timing import out_of_memory, seconds_per_call
+from rmn_jax.bench.measure import summary
+from rmn_jax.ops import BACKENDS
+
+# Results of calls that are under way at one time.
+_HELD_BYTES = 16e9
+
+
+def run(settings: Settings, record: Record) -> None:
+    """All passes of all layers; the passes together first, since they decide."""
+    for which in settings.passes:
+        for network, image_size in settings.conv_networks:
+            found = shapes.layers_of(backbone_of(network, image_size), image_size)
+            routed = [layer for layer in found if layer.routed and not layer.depthwise and layer.size > 1]
+            for layer in routed[: settings.conv_layers]:
+                pass_ = _Pass(f"{network}-{image_size}", layer, found[layer], which, settings)
+                if not _at_the_largest_batch(pass_, settings.batch, record):
+                    return
+
+
+def _at_the_largest_batch(pass_: "_Pass", batch: int, record: Record) -> bool:
+    """Measures at B or the largest half, quarter .. of it that memory holds; False when time is up."""
+    while True:
+        failed = pass_.identity(batch, "out of memory")
+        if failed not in record:
+            try:
+                return pass_.measure(batch, record)
+            except jax.errors.JaxRuntimeError as error:
+                if not out_of_memory(error) or batch < 2:
+                    raise
+                record.add({"id": failed, "part": "conv", "failed": "out of memory"})
+        batch //= 2
+
+
+class _Pass:
+    """One pass of one layer."""
+
+    def __init__(self, network: str, layer: shapes.Layer, count: int, which: str, settings: Settings):
+        self._network, self._layer, self._count, self._which = network, layer, count, which
+        self._settings, self._dtype = settings, jnp.dtype(settings.dtype)
+        self._chip = shapes.find_chip(jax.devices()[0].device_kind, settings.peak_flops, settings.bandwidth)
+        waits = jax.default_backend() != "cpu"
+        self._backends = settings.backends or [name for name in BACKENDS if not (waits and name == "loop")]
+
+    def identity(self, batch: int, side: str, load: str = "") -> str:
+        size = f"B{batch}/N{self._settings.num_units}/{self._settings.dtype}"
+        parts = ("conv", self._network, self._layer.name, self._which, size, side, load)
+        return "/".join(parts).rstrip("/")
+
+    def measure(self, batch: int, record: Record) -> bool:
+        """Adds the lines that are missing; False when there is no time for it."""
+        loads = self._settings.loads
+        sides = [("plain", ""), ("lax", ""), *((backend, load) for backend in self._backends for load in loads)]
+        wanted = {side for side in sides if self.identity(batch, *side) not in record}
+        if not wanted:
+            return True
+        if not record.go_on(self.identity(batch, "")):
+            return False
+        for line in list(self._lines(batch, wanted)):
+            record.add(line)
+        return True
+
+    def _lines(self, batch: int, wanted: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        settings = self._settings
+        given = conv_sides.arrays(self._layer, batch, settings.num_units, self._dtype)
+        sides = conv_sides.build(self._layer, self._which, given, settings.num_units, settings.loads, wanted)
+        held = sum(array.nbytes for array in given)
+        seconds = seconds_per_call(
+            {"/".join(key): side.call for key, side in sides.ready.items()},
+            settings.rounds,
+            settings.sample_seconds,
+            most=max(4, int(_HELD_BYTES / held)),
+        )
+        for (name, load), side in sides.ready.items():
+            taken = seconds[f"{name}/{load}"]
+            reference = None if name == "plain" else seconds["plain/"]
+            routed = settings.num_units if load else None
+            figures = {**summary(taken, reference), **self._against_least(taken, batch, routed), **side.notes}
+            yield self._line(batch, name, load, figures)
+        for (name, load), notes in sides.settled.items():
+            yield self._line(batch, name, load, notes)
+
+    def _against_least(self, seconds: np.ndarray, batch: int, num_units: int | None) -> dict[str, Any]:
+        passes = shapes.PASSES if self._which == "together" else (self._which,)
+        must = [shapes.work(self._layer, which, batch, num_units, self._dtype.itemsize) for which in passes]
+        least, middle = sum(work.least_seconds(self._chip) for work in must), float(np.median(seconds))
+        return {
+            "least_ms": round(1e3 * least, 4),
+            "over_least": round(middle / least, 2),
+            "teraflops": round(sum(work.operations for work in must) / middle / 1e12, 3),
+        }
+
+    def _line(self, batch: int, side: str, load: str, figures: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": self.identity(batch, side, load),
+            "part": "conv",
+            "network": self._network,
+            "layer": self._layer.name,
+            "count": self._count,
+            "pass": self._which,
+            "side": side,
+            **({"load": load} if load else {}),
+            "batch": batch,
+            "num_units": self._settings.num_units,
+            **figures,
+        }

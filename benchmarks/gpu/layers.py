@@ -1,0 +1,141 @@
+"""The layers of a network by shape, and the least that each must compute and move.
+
+    least time = max(operations / peak operations a second, bytes / bandwidth)
+
+No version runs faster, so measured over least says what is left to gain. Axes: B inputs, N units, H W, C channels in, O
+channels out (see ``rmn_jax``).
+"""
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmn_jax.layers import RoutedConv, RoutedDepthwise
+from rmn_jax.models import RMN, Backbone
+
+PASSES = ("fwd", "dgrad", "wgrad")  # output, input gradient, kernel gradient
+
+
+class Layer(NamedTuple):
+    """A layer on a map of ``size`` squared: C ``channels`` to O ``features``, ``kernel`` squared, by ``strides``.
+
+    ``routed``: has a kernel for each unit. ``depthwise``: C groups. A linear layer is a 1x1 convolution on one pixel.
+    """
+
+    size: int
+    channels: int
+    features: int
+    kernel: int
+    strides: int
+    routed: bool
+    depthwise: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in "3x3/2 64-128 @64": kernel, strides, channels and the side of the input's map."""
+        kind = "dw " if self.depthwise else ""
+        stem = "" if self.routed else " (not routed)"
+        window = f"{self.kernel}x{self.kernel}/{self.strides}"
+        return f"{kind}{window} {self.channels}-{self.features} @{self.size}{stem}"
+
+    @property
+    def out_size(self) -> int:
+        """Side of the output's map, with the usual padding of half the kernel."""
+        return (self.size + 2 * (self.kernel // 2) - self.kernel) // self.strides + 1
+
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """[kh, kw, C, O], for a depthwise layer [kh, kw, 1, C]."""
+        inputs = 1 if self.depthwise else self.channels
+        return self.kernel, self.kernel, inputs, self.features
+
+
+def layers_of(backbone: Backbone, image_size: int) -> Counter[Layer]:
+    """Every distinct layer of a network, in the order of the first, and how often it is there."""
+    found: Counter[Layer] = Counter()
+
+    def note(next_call, args, kwargs, context):
+        module = context.module
+        if context.method_name == "__call__" and isinstance(module, RoutedConv | RoutedDepthwise | nn.Dense):
+            found[_layer(module, args[0].shape)] += 1
+        return next_call(*args, **kwargs)
+
+    def initialise():
+        images = jnp.zeros((1, image_size, image_size, 3))
+        with nn.intercept_methods(note):
+            return RMN(backbone, routed=False).init(jax.random.key(0), images)
+
+    jax.eval_shape(initialise)
+    return found
+
+
+def _layer(module: nn.Module, shape: tuple[int, ...]) -> Layer:
+    routed = module.path[0].startswith("stage")
+    if isinstance(module, nn.Dense):
+        return Layer(1, shape[-1], module.features, 1, 1, routed)
+    assert module.padding is None and shape[1] == shape[2], (module.path, shape)
+    depthwise = isinstance(module, RoutedDepthwise)
+    features = shape[-1] if depthwise else module.features
+    return Layer(shape[1], shape[-1], features, module.kernel_size[0], module.strides, routed, depthwise)
+
+
+class Work(NamedTuple):
+    """What a pass must do: ``operations`` (a multiply-add is two) and ``bytes`` through the device's memory."""
+
+    operations: float
+    bytes: float
+
+    def least_seconds(self, chip: "Chip") -> float:
+        """The larger of the two times."""
+        return max(self.operations / chip.operations, self.bytes / chip.bandwidth)
+
+
+def work(layer: Layer, which: str, batch: int, num_units: int | None, width: int = 2) -> Work:
+    """The work of one of ``PASSES`` for a batch: each input read once, each output written once.
+
+    Args:
+      layer: its shapes.
+      which: a name in ``PASSES``.
+      batch: B.
+      num_units: N; each unit's kernel is read, or its gradient written. None is the plain network.
+      width: bytes a value.
+    """
+    pixels = layer.out_size**2
+    kernel = math.prod(layer.kernel_shape())
+    operations = 2.0 * batch * pixels * kernel
+    # A strided 1x1 layer reads only the pixels that it uses; its input gradient has all of them.
+    used = pixels if layer.kernel == 1 and which != "dgrad" else layer.size**2
+    kernels = kernel * (num_units if num_units and layer.routed else 1)
+    values = batch * (used * layer.channels + pixels * layer.features) + kernels
+    return Work(operations, float(values * width))
+
+
+class Chip(NamedTuple):
+    """The vendor's figures: dense bfloat16 ``operations`` a second, ``bandwidth`` in bytes a second."""
+
+    operations: float
+    bandwidth: float
+
+
+CHIPS = {  # by the name that the driver gives
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 1.555e12),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 2.039e12),
+    "NVIDIA H100 PCIe": Chip(756e12, 2.0e12),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 3.35e12),
+    "NVIDIA H200": Chip(989e12, 4.8e12),
+    "NVIDIA L4": Chip(121e12, 0.3e12),
+    "NVIDIA L40S": Chip(362e12, 0.864e12),
+    "NVIDIA GeForce RTX 4090": Chip(165e12, 1.008e12),
+}
+
+
+def find_chip(kind: str, operations: float | None = None, bandwidth: float | None = None) -> Chip:
+    """The chip of that name, either figure overridden; exits with a line where one is neither known nor given."""
+    known = CHIPS.get(kind)
+    if known is None and not (operations and bandwidth):
+        raise SystemExit(f"no figures for {kind!r}: give --peak_flops and --bandwidth, or one of {', '.join(CHIPS)}")
+    base = known or Chip(0.0, 0.0)
+    return Chip(operations or base.operations, bandwidth or base.bandwidth)

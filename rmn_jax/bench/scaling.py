@@ -1,0 +1,256 @@
+"""How an update scales over devices: a model of its traffic and time, by arithmetic; nothing here is measured.
+
+Two layouts of a routed network:
+
+- **Data-parallel**, what ``rmn_jax.train.step`` does: every device holds all units and routes its own inputs. Batch
+  norm and the memories sum a few values over all devices, the gradients are summed once.
+- **Unit-parallel** (expert-parallel): each of N devices holds one unit of every stage, and inputs travel to their
+  unit's device at each stage, forwards and backwards. Groups of N devices repeat this on their own inputs.
+
+    python -m rmn_jax.bench.scaling     # the tables of docs/scaling.md
+
+Axes: B inputs, N units, S stages, H W, C channels (see ``rmn_jax``). Bytes are bytes, times are seconds.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from rmn_jax.bench.traffic import Network, data_parallel_reductions, describe
+from rmn_jax.models import RMN, create_backbone
+from rmn_jax.ops import visits
+
+_FLOAT32 = 4
+
+
+class Cluster(NamedTuple):
+    """The assumptions.
+
+    Attributes:
+      flops: operations a second that a device sustains on these layers; a multiply-add is two.
+      node: devices of a node, joined by the fast link.
+      within: bytes a second a device sends to its node, and receives at the same time.
+      between: the same to other nodes.
+      hop_within, hop_between: seconds of latency of one message.
+      launch: seconds that any collective takes to begin.
+      gradient_bytes: of a gradient's value as it travels, 4 (float32, as now) or 2 (bfloat16).
+      feature_bytes: of a feature's value as it travels.
+      overlap: the part of the backward pass under which sums of gradients can hide, 0 to 1.
+    """
+
+    flops: float = 300e12
+    node: int = 8
+    within: float = 300e9
+    between: float = 50e9
+    hop_within: float = 2e-6
+    hop_between: float = 5e-6
+    launch: float = 10e-6
+    gradient_bytes: int = 4
+    feature_bytes: int = 2
+    overlap: float = 1.0
+
+
+def reduce_seconds(size: float, devices: int, cluster: Cluster, *, stride: int = 1) -> float:
+    """A sum of ``size`` bytes over ``devices``: rings for large, trees for small ones, whichever is quicker.
+
+    Within a node the sum is scattered, over the nodes each device sums its share, and within the node it is gathered.
+
+    Args:
+      size: bytes.
+      devices: how many take part.
+      cluster: the links.
+      stride: every how manieth device takes part; from ``cluster.node`` on, none of the same node.
+    """
+    if devices <= 1:
+        return 0.0
+    near = max(1, min(devices, cluster.node // stride))
+    far = math.ceil(devices / near)
+    ring = 2 * (near - 1) / near * size / cluster.within + 2 * (near - 1) * cluster.hop_within
+    ring += 2 * (far - 1) / far * size / near / cluster.between + 2 * (far - 1) * cluster.hop_between
+    hops = math.log2(near) * cluster.hop_within + math.log2(far) * cluster.hop_between
+    slowest = cluster.within if far == 1 else cluster.between
+    tree = 2 * hops + 2 * size / slowest
+    return cluster.launch + min(ring, tree)
+
+
+def exchange_seconds(size: float, devices: int, cluster: Cluster) -> float:
+    """An all-to-all in which each of ``devices`` neighbours holds ``size`` bytes and keeps one part of its own."""
+    if devices <= 1:
+        return 0.0
+    near = min(devices, cluster.node)
+    inside = size * (near - 1) / devices / cluster.within
+    outside = size * (devices - near) / devices / cluster.between
+    hop = cluster.hop_within if near == devices else cluster.hop_between
+    return cluster.launch + hop + max(inside, outside)
+
+
+class Step(NamedTuple):
+    """An update on one device: seconds of each part, and of the whole; ``bytes`` sent by a device."""
+
+    compute: float
+    norms: float
+    gradients: float
+    exchanges: float
+    total: float
+    bytes: float
+
+
+def data_parallel(network: Network, batch: float, devices: int, cluster: Cluster) -> Step:
+    """An update of a global batch B on devices that all hold everything."""
+    operations = 3 * (network.shared_operations + sum(network.stage_operations))
+    compute = operations * batch / devices / cluster.flops
+    reductions = data_parallel_reductions(network, cluster.gradient_bytes)
+    times = [reduce_seconds(r.bytes, devices, cluster) for r in reductions]
+    norms = sum(time for time, r in zip(times, reductions, strict=True) if r.waited_for)
+    gradients = sum(times) - norms
+    sent = sum(_sent(r.bytes, devices) for r in reductions)
+    return _step(compute, norms, gradients, 0.0, sent, cluster)
+
+
+def unit_parallel(
+    network: Network, batch: float, devices: int, cluster: Cluster, largest_share: float | None = None
+) -> Step:
+    """An update of a global batch B with each unit's inputs sent to the device that holds it.
+
+    Args:
+      network: what is trained.
+      batch: B.
+      devices: a divisor or a multiple of N.
+      cluster: the assumptions.
+      largest_share: of a stage's inputs that its fullest device gets; all wait for it. None is an even load.
+    """
+    group = min(devices, network.num_units)
+    copies = devices // group
+    imbalance = 1.0 if largest_share is None else max(1.0, largest_share * group)
+    own = batch / devices
+    operations = 3 * (network.shared_operations + imbalance * sum(network.stage_operations))
+    compute = operations * own / cluster.flops
+    sizes = [own * values * cluster.feature_bytes for values in network.stage_inputs]
+    exchanges = 2 * sum(exchange_seconds(imbalance * size, group, cluster) for size in sizes)
+    held = network.num_units // group
+    shared = [(2 * c + 1) * _FLOAT32 for c in network.shared_norms]
+    routed = [held * (2 * c + 1) * _FLOAT32 for c in network.routed_norms]
+    norms = 2 * sum(reduce_seconds(size, devices, cluster) for size in shared)
+    norms += 2 * sum(reduce_seconds(size, copies, cluster, stride=group) for size in routed)
+    shared_gradients = network.shared_parameters * cluster.gradient_bytes
+    routed_gradients = network.routed_parameters / group * cluster.gradient_bytes
+    gradients = reduce_seconds(shared_gradients, devices, cluster)
+    gradients += reduce_seconds(routed_gradients, copies, cluster, stride=group)
+    sent = _sent(shared_gradients + 2 * sum(shared), devices) + _sent(routed_gradients + 2 * sum(routed), copies)
+    sent += 2 * sum(sizes) * (group - 1) / group
+    return _step(compute, norms, gradients, exchanges, sent, cluster)
+
+
+def _step(compute, norms, gradients, exchanges, sent, cluster: Cluster) -> Step:
+    hidden = min(gradients, cluster.overlap * compute * 2 / 3)
+    return Step(compute, norms, gradients, exchanges, compute + norms + exchanges + gradients - hidden, sent)
+
+
+def _sent(size: float, devices: int) -> float:
+    """Bytes that each device sends in a ring sum of ``size`` bytes."""
+    return 2 * (devices - 1) / devices * size
+
+
+def rows_computed(batch: int, num_units: int, tile: int) -> float:
+    """Rows that a static number of tile visits computes, over the rows there are (see ``rmn_jax.ops.visits``)."""
+    length = min(batch, tile)
+    return visits.bound(batch, num_units, length) * length / batch
+
+
+DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def crossing_share(network: Network, batch: float, devices: int, cluster: Cluster) -> float | None:
+    """The largest share of a stage's inputs up to which unit-parallel is the quicker; None where it never is."""
+    limit = data_parallel(network, batch, devices, cluster).total
+    low, high = 1.0 / min(devices, network.num_units), 1.0
+    if unit_parallel(network, batch, devices, cluster, low).total >= limit:
+        return None
+    for _ in range(40):
+        middle = (low + high) / 2
+        if unit_parallel(network, batch, devices, cluster, middle).total < limit:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def table(network: Network, batches: Iterable[int], cluster: Cluster, largest_share: float) -> str:
+    """Both layouts in Markdown, a row for each of ``DEVICES`` with its global batch."""
+    lines = [
+        "| devices | batch | a device | compute | norms | gradients | **data-parallel** | efficiency | sent "
+        f"| exchanges | **unit-parallel**, even | at {largest_share:.2f} | sent | quicker up to |",
+        "|" + "---:|" * 14,
+    ]
+    for devices, batch in zip(DEVICES, batches, strict=True):
+        data, even = data_parallel(network, batch, devices, cluster), unit_parallel(network, batch, devices, cluster)
+        uneven = unit_parallel(network, batch, devices, cluster, largest_share)
+        share = crossing_share(network, batch, devices, cluster)
+        cells = (
+            f"{devices}",
+            f"{batch:,}",
+            f"{batch / devices:g}",
+            *(f"{1e3 * value:.2f}" for value in (data.compute, data.norms, data.gradients)),
+            f"**{1e3 * data.total:.2f}**",
+            f"{data.compute / data.total:.0%}",
+            f"{data.bytes / 1e6:.0f}",
+            f"{1e3 * even.exchanges:.2f}",
+            f"**{1e3 * even.total:.2f}**",
+            f"{1e3 * uneven.total:.2f}",
+            f"{even.bytes / 1e6:.0f}",
+            "never" if share is None else f"{share:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def tiles_table(num_units: int, tiles: Iterable[int] = (1, 8, 32)) -> str:
+    """``rows_computed`` in Markdown, a row for each number of inputs a device."""
+    tiles = tuple(tiles)
+    lines = ["| inputs a device | " + " | ".join(f"tiles of {tile}" for tile in tiles) + " |"]
+    lines.append("|" + "---:|" * (1 + len(tiles)))
+    for batch in (1024, 512, 256, 128, 64, 32, 16, 8):
+        factors = (f"{rows_computed(batch, num_units, tile):.2f}" for tile in tiles)
+        lines.append(f"| {batch} | " + " | ".join(factors) + " |")
+    return "\n".join(lines)
+
+
+def tables(cluster: Cluster, largest_share: float = 0.3) -> str:
+    """All that ``python -m rmn_jax.bench.scaling`` prints: ResNet-18, N = 8, Tiny ImageNet."""
+    model = RMN(create_backbone("resnet18", 200, 64), num_units=8)
+    network = describe(model, 64)
+    reductions = data_parallel_reductions(network, cluster.gradient_bytes)
+    waited = [r for r in reductions if r.waited_for]
+    sums = {r.name: r.bytes for r in reductions if not r.waited_for}
+    summary = (
+        f"{len(waited)} sums that the update waits for, {sum(r.bytes for r in waited) / 1e6:.2f} MB together; "
+        f"gradients {sums['gradients'] / 1e6:.1f} MB; memories {sums['memories'] / 1e6:.3f} MB."
+    )
+    strong = table(network, (1024 for _ in DEVICES), cluster, largest_share)
+    weak = table(network, (128 * devices for devices in DEVICES), cluster, largest_share)
+    return "\n\n".join(
+        (
+            summary,
+            "### One batch of 1,024\n\n" + strong,
+            "### 128 inputs a device\n\n" + weak,
+            "### Rows computed over rows given\n\n" + tiles_table(model.num_units),
+        )
+    )
+
+
+def main() -> None:
+    """Prints the tables; every assumption is an option."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rmn_jax.bench.scaling", description="the tables of docs/scaling.md"
+    )
+    for name, value in Cluster()._asdict().items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--largest_share", type=float, default=0.3, help="of a stage's inputs, its fullest device's")
+    given = vars(parser.parse_args())
+    share = given.pop("largest_share")
+    print(tables(Cluster(**given), share))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The GPU benchmark's arithmetic, and its parts at tiny sizes on the CPU; no time is looked at."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks/ is used from the checkout, not installed
+
+from benchmarks.gpu import conv, floor, report, step  # noqa: E402
+from benchmarks.gpu.layers import CHIPS, PASSES, Layer, find_chip, layers_of, work  # noqa: E402
+from benchmarks.gpu.record import Record  # noqa: E402
+from benchmarks.gpu.settings import Group, backbone_of, dry_run  # noqa: E402
+
+
+def test_the_least_work_of_a_layer_by_hand():
+    # 3x3, 64 to 128 channels by strides of 2, on 32x32: 16x16 outputs, 9 x 64 products for each of 128 channels.
+    layer = Layer(32, 64, 128, 3, 2, routed=True)
+    operations = 2 * 10 * 16 * 16 * 128 * 9 * 64
+    x, y, kernel = 10 * 32 * 32 * 64, 10 * 16 * 16 * 128, 9 * 64 * 128
+    for which in PASSES:
+        assert work(layer, which, 10, None) == (operations, 2 * (x + y + kernel))
+        assert work(layer, which, 10, 8) == (operations, 2 * (x + y + 8 * kernel))
+    assert work(layer, "fwd", 10, 8).least_seconds(CHIPS["NVIDIA H200"]) == pytest.approx(
+        max(operations / 989e12, 2 * (x + y + 8 * kernel) / 4.8e12)
+    )
+    # A strided 1x1 layer reads a quarter of the pixels.
+    assert work(Layer(32, 64, 128, 1, 2, routed=True), "fwd", 1, None).bytes == 2 * (16 * 16 * 192 + 64 * 128)
+    assert layer.name == "3x3/2 64-128 @32" and layer.out_size == 16
+
+
+def test_layers_of_resnet18_are_the_papers_multiply_adds():
+    found = layers_of(backbone_of("resnet18", 64), 64)
+    # The stem, ten shapes in the stages (3x3 and their strided first, 1x1 shortcuts), the head.
+    assert len(found) == 12 and sum(found.values()) == 1 + 16 + 3 + 1
+    assert sum(layer.routed for layer in found) == 10
+    total = sum(count * work(layer, "fwd", 1, None).operations for layer, count in found.items())
+    assert total / 2 == pytest.approx(2.25e9, rel=2e-3)  # the paper: 2.25B
+
+
+def test_floor_sums_three_passes_without_the_images_gradient():
+    lines = list(floor.lines(Group("resnet18", 64, 1024, ()), 8, CHIPS["NVIDIA H200"]))
+    stem = 2 * 1024 * 64 * 64 * 64 * 7 * 7 * 3 / 1e9
+    assert lines[-1]["gigaoperations"] == pytest.approx(6 * 2.25 * 1024 - stem, rel=2e-3)
+    by_layer = sum(line["count"] * line["least_ms"] for line in lines[:-1])
+    assert lines[-1]["least_ms"] == pytest.approx(by_layer, rel=1e-3)
+    assert {line["bound"] for line in lines[:-1]} == {"operations", "bytes"}
+
+
+def test_an_unknown_chip_needs_figures():
+    assert find_chip("NVIDIA H200", bandwidth=1e12) == (989e12, 1e12)
+    assert find_chip("abacus", 1.0, 2.0) == (1.0, 2.0)
+    with pytest.raises(SystemExit, match="--peak_flops"):
+        find_chip("abacus", 1.0)
+
+
+def test_a_record_goes_on_after_half_a_line(tmp_path, capsys):
+    path = tmp_path / "folder" / "lines.jsonl"
+    record = Record(str(path))
+    record.add({"id": "a", "value": 1})
+    record.add({"id": "a", "value": 2})
+    with path.open("a") as file:
+        file.write('{"id": "b", "val')
+    record = Record(str(path), seconds=0.0)
+    assert "a" in record and "b" not in record and record.missing("ab") == ["b"]
+    assert not record.go_on("b")
+    record.add({"id": "b", "value": 3})
+    assert [line["value"] for line in Record(str(path)).lines] == [1, 3]
+    capsys.readouterr()
+
+
+def test_conv_and_step_measure_once_and_report(tmp_path, capsys):
+    path = str(tmp_path / "lines.jsonl")
+    settings = dry_run()._replace(passes=("wgrad",), backends=("visits",), loads=("random", "all-to-one"))
+    for part in (conv, step):
+        part.run(settings, Record(path))
+    lines = {line["id"]: line for line in Record(path).lines}
+    sides = {(line["part"], line["side"], line.get("load")): line for line in lines.values()}
+    assert set(sides) == {
+        ("conv", "plain", None),
+        ("conv", "lax", None),
+        ("conv", "visits", "random"),
+        ("conv", "visits", "all-to-one"),
+        ("step", "plain", None),
+        ("step", "RMN+CA N=4", None),
+    }
+    for load in ("random", "all-to-one"):
+        line = sides["conv", "visits", load]
+        assert line["right"] and line["difference"] < 1e-5 and line["ratio"] > 0 and line["over_least"] > 0
+    routed = sides["step", "RMN+CA N=4", None]
+    assert routed["images_per_second"] > 0 and routed["ratio"] > 0 and 0 < routed["mfu"] < 1
+    assert routed["planned_megabytes"] > 0 and routed["peak_megabytes"] is None  # a CPU keeps no such count
+    before = pathlib.Path(path).read_text()
+    for part in (conv, step):
+        part.run(settings, Record(path))
+    assert pathlib.Path(path).read_text() == before
+    capsys.readouterr()
+    report.run(settings, Record(path))
+    table = capsys.readouterr().out
+    assert "### conv" in table and "### step" in table and "| RMN+CA N=4 |" in table
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def measure(group, settings, record):
+        tried.append(group.batch)
+        if group.batch > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        return True
+
+    monkeypatch.setattr(step, "_measure", measure)
+    path = str(tmp_path / "lines.jsonl")
+    step.run(dry_run(), Record(path))
+    step.run(dry_run(), Record(path))
+    assert tried == [16, 8, 4, 4]  # what did not fit is not tried again
+    capsys.readouterr()
+
+
+def test_neither_the_benchmark_nor_the_training_core_imports_the_data_libraries():
+    blocked = ["tensorflow_datasets", "tensorflow", "grain", "array_record", "ml_collections", "cv2", "sklearn"]
+    modules = [f"benchmarks.gpu.{name}" for name in ("floor", "step", "conv", "torch_eager", "determinism", "report")]
+    program = f"""
+import importlib, json, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocked())
+for module in {[*modules, "rmn_jax.train.step", "rmn_jax.analysis.counts", "rmn_jax.inference"]}:
+    importlib.import_module(module)
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in json.loads(done.stdout)  # only the process of its own part
