@@ -110,37 +110,16 @@ def predict(arguments: Namespace, overrides: Sequence[str]) -> None:
 
 
 def analyze(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """``rmn analyze``: the memory analysis; a figure and ``routing.json`` in the run's folder."""
-    import json
-
-    from rmn_jax.analysis import memories
+    """``rmn analyze``: the memory analysis; a figure, a page and ``routing.json`` in the run's folder."""
+    from rmn_jax.analysis import report
+    from rmn_jax.analysis.study import study
 
     if arguments.top_k < 1:
         raise UserError(f"--top_k is {arguments.top_k}; it must be 1 or more.")
     run, state, routed = _open_trained(arguments.workdir)
     if not routed:
         raise UserError(f"{arguments.workdir} is not routed (yet): only a run past step 3 has memories to look into.")
-    nearest = memories.nearest_images(memories.route_split(run, state), state.memory, arguments.top_k)
-    images = memories.images_at(run, nearest.position)
-    figure = memories.draw(
-        nearest,
-        images,
-        run.workdir / "figures" / "memories.png",
-        f"{run.info.name}: images nearest to each memory",
-    )
-    stages = [
-        {
-            "stage": i + 1,
-            "load": nearest.load[i].tolist(),
-            "dead_units": int((nearest.load[i] == 0).sum()),
-            "nearest": nearest.position[i].tolist(),
-            "distance": nearest.distance[i].tolist(),
-        }
-        for i in range(len(nearest.load))
-    ]
-    (run.workdir / "routing.json").write_text(json.dumps({"stages": stages}, indent=1) + "\n")
-    brief = [{key: stage[key] for key in ("stage", "load", "dead_units")} for stage in stages]
-    return {"figures": [str(figure)], "stages": brief}
+    return report.write(study(run, state, arguments.top_k), run.workdir)
 
 
 def table(arguments: Namespace, overrides: Sequence[str]) -> None:

@@ -7,9 +7,11 @@ import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from rmn_jax.routing import unit_length
 from rmn_jax.train.run import Run
 from rmn_jax.train.state import TrainState
 from rmn_jax.train.step import make_extract_step
@@ -57,11 +59,16 @@ class Nearest(NamedTuple):
     load: np.ndarray
 
 
-def nearest_images(routed: Routed, memory: dict[str, np.ndarray], top: int) -> Nearest:
-    """The ``top`` images nearest to each memory, stage by stage (supplementary material, memory analysis)."""
+def nearest_images(routed: Routed, memory: dict[str, np.ndarray], top: int, metric: str = "euclidean") -> Nearest:
+    """The ``top`` images nearest to each memory, stage by stage (supplementary material, memory analysis).
+
+    ``metric`` is ``config.model.metric``: with "cosine" features and memories are brought to length 1 first.
+    """
     index, distance, load = [], [], []
     for i, pooled in enumerate(routed.pooled):
         units = np.asarray(memory[f"memory{i + 1}"])
+        if metric == "cosine":
+            pooled, units = np.asarray(unit_length(jnp.asarray(pooled))), np.asarray(unit_length(jnp.asarray(units)))
         apart = np.linalg.norm(pooled[:, None].astype(np.float64) - units[None], axis=-1).T
         order = np.argsort(apart, axis=-1, kind="stable")[:, :top]
         index.append(order)

@@ -1,0 +1,148 @@
+"""The paper's memory analysis: what the memories of a 4-way RMN on Tiny ImageNet stand for, stage by stage.
+
+    python -m experiments.memory_analysis --scale=cpu       # 40 classes at 24x24, about ten minutes on 2 CPU cores
+    python -m experiments.memory_analysis --scale=paper     # ResNet-18, 200 classes, 120 epochs: wants an accelerator
+    python -m experiments.memory_analysis --run runs/r18    # of a run that is there
+
+Trains the network unless it is there (started again, it goes on where it stopped) and leaves in its folder a figure and
+a page of each memory's nearest validation images, and with ``--scale`` the figures of ``experiments/results``: the
+units' loads, and how much of the routing an image's class, mean colour and edges explain. The paper finds that
+memories of early stages gather low-level looks and those of later ones meanings.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import suite
+from rmn_jax import config as configuration
+from rmn_jax.analysis import report
+from rmn_jax.analysis.study import read_metrics, study
+from rmn_jax.bench.measure import machine
+from rmn_jax.commands import load_config
+from rmn_jax.errors import UserError
+from rmn_jax.four_step import run_training
+from rmn_jax.train.run import CONFIG_FILE, Run, write_file
+
+PAGE = pathlib.Path(__file__).parent.parent / "configs" / "resnet18_tiny_imagenet.py"
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    return suite.main(lambda: analyse(arguments))
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=("cpu", "paper"), help="what to train (default: cpu)")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/memory_analysis"))
+    parser.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
+    parser.add_argument("--top_k", type=int, default=8, help="images a memory (default: 8)")
+    parser.add_argument("--run", type=pathlib.Path, help="the folder of `rmn train`; nothing is trained")
+    parser.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        help="default: experiments/results/memory_analysis_SCALE.json; with --run alone: memory_analysis.json in it",
+    )
+    return parser.parse_args(words)
+
+
+def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains or opens the run, writes its figure, page and results, prints the table."""
+    if arguments.top_k < 1:
+        raise UserError(f"--top_k is {arguments.top_k}; it must be 1 or more.")
+    run = open_run(arguments) if arguments.run else train(arguments)
+    found = run.restore()
+    if found is None or found[1].step <= 1:
+        raise UserError(f"{run.workdir} is not routed (yet): only a run past step 3 has memories to look into.")
+    started = time.perf_counter()
+    studied = study(run, found[0], arguments.top_k)
+    written = report.write(studied, run.workdir)
+    lines = read_metrics(run.workdir / "metrics.jsonl")
+    training = sum(line["seconds_per_update"] for line in lines) * run.updates_per_epoch
+    results = {
+        "experiment": "memory_analysis",
+        "command": f"python -m experiments.memory_analysis --scale={arguments.scale or 'cpu'}",
+        "commit": suite.commit(),
+        **machine(),
+        "seed": run.config.seed,
+        "seconds": {"training": round(training), "analysis": round(time.perf_counter() - started)},
+        "top1": None if studied.top1 is None else round(100 * studied.top1, 2),
+        "images": len(studied.label),
+        "stages": [rounded(stage) for stage in written["stages"]],
+        "config": json.loads(configuration.to_json(run.config)),
+    }
+    out = results_file(arguments)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, json.dumps(results, indent=1) + "\n")
+    print(to_markdown(results["stages"]))
+    print(json.dumps({"results": str(out), "figures": written["figures"]}))
+    return results
+
+
+def train(arguments: argparse.Namespace) -> Run:
+    """The run of this scale, at its end."""
+    scale = arguments.scale or "cpu"
+    if scale == "cpu":
+        config = suite.cpu_config("rmn", epochs=12, stem_epochs=4, checkpoint__every_epochs=2, eval_every_epochs=1)
+        config.data.classes, config.data.image_size, config.data.crop_padding = 40, 24, 3
+    else:
+        config = load_config(f"{PAGE}:rmn", ["--config.model.num_units=4"])
+    config.data.data_dir = arguments.data_dir
+    if arguments.epochs:
+        config.epochs, config.stem_epochs = arguments.epochs, max(1, arguments.epochs // 3)
+    run = Run(config, arguments.workdir / scale)
+    run_training(run)
+    return run
+
+
+def open_run(arguments: argparse.Namespace) -> Run:
+    """The run in ``--run``, with its data where ``--data_dir`` says."""
+    config = configuration.from_json(arguments.run / CONFIG_FILE)
+    if arguments.data_dir:
+        config.data.data_dir = arguments.data_dir
+    return Run(config, arguments.run)
+
+
+def results_file(arguments: argparse.Namespace) -> pathlib.Path:
+    """Some run's analysis takes the place of a scale's results only where that scale is named."""
+    if arguments.out:
+        return arguments.out
+    if arguments.run and not arguments.scale:
+        return arguments.run / "memory_analysis.json"
+    return suite.RESULTS / f"memory_analysis_{arguments.scale or 'cpu'}.json"
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with four decimals, in whatever they are nested."""
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def to_markdown(stages: list[dict[str, Any]]) -> str:
+    """A row a stage: shares of the units, and of each measure the share it explains beyond chance and its nats."""
+    head = ("stage", "load of each PU", "dead PUs", *(f"explained by {name}" for name in report.NAMES.values()))
+    lines = ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for stage in stages:
+        total = sum(stage["load"])
+        cells = [
+            str(stage["stage"]),
+            " ".join(f"{load / total:.0%}" for load in stage["load"]),
+            str(stage["dead_units"]),
+            *(
+                f"{max(found['share'], 0):.0%} ({found['nats']:.3f} nats, chance {found['chance']:.3f})"
+                for found in (stage["information"][name] for name in report.NAMES)
+            ),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

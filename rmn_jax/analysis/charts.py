@@ -1,0 +1,171 @@
+"""Images and charts as pieces of HTML that need nothing beside them: ``data:`` URIs and inline SVG.
+
+Colours are CSS classes, so that the page's style chooses them for light and dark: ``u0``, ``u1``, ... of units,
+``heat`` of a heat map. Axes: S stages, N units, K classes, E epochs (see ``rmn_jax``).
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+LARGEST_IMAGE = 96  # pixels a side on the page
+LOSSLESS = 48  # up to this side every pixel counts and is kept; larger photographs become JPEG
+_LEVELS = 20  # of a heat map
+_LABEL_HEIGHT = 13  # pixels a line of small text needs
+
+
+def data_uri(image: np.ndarray) -> str:
+    """An image, uint8 [H, W, 3], as a ``data:`` URI; scaled down where a side is above ``LARGEST_IMAGE``."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if max(picture.size) <= LOSSLESS:
+        kind = "png"
+        picture.save(file, "PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        picture.save(file, "JPEG", quality=88, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def load_chart(epochs: Sequence[int], load: np.ndarray) -> str:
+    """Stacked bars of each unit's share of a stage, a column an epoch; unit 1 at the top.
+
+    Args:
+      epochs: E numbers.
+      load: [E, N], inputs each unit got.
+    """
+    share = load / np.maximum(load.sum(axis=1, keepdims=True), 1)
+    ends = 100 * np.cumsum(share, axis=1)
+    width = 0.92 if len(epochs) <= 60 else 1  # narrow bars touch: gaps of less than a pixel only shimmer
+    bars = []
+    for unit in range(load.shape[1]):
+        boxes = [
+            _box(column + (1 - width) / 2, ends[column, unit] - 100 * part, width, 100 * part)
+            for column, part in enumerate(share[:, unit])
+            if part > 0
+        ]
+        bars.append(f'<path class="u{unit}" d="{"".join(boxes)}"/>')
+    titles = [escape(_shares(f"epoch {epoch}", row)) for epoch, row in zip(epochs, share, strict=True)]
+    columns = [
+        f'<rect class="over" x="{column}" width="1" height="100"><title>{title}</title></rect>'
+        for column, title in enumerate(titles)
+    ]
+    return (
+        f'<svg class="load" viewBox="0 0 {len(epochs)} 100" preserveAspectRatio="none" role="img" '
+        f'aria-label="share of each unit, epochs {epochs[0]} to {epochs[-1]}">{"".join(bars + columns)}</svg>'
+    )
+
+
+class _Grid(NamedTuple):
+    """Where a heat map's cells lie, in pixels: rows from ``top``, columns right of ``left`` and a strip of colour."""
+
+    left: float
+    top: float
+    cell: float
+    row: float
+
+    def x(self, unit: int) -> float:
+        return self.left + 10 + unit * self.cell
+
+    def y(self, row: int) -> float:
+        return self.top + row * self.row
+
+
+def heat_map(counts: np.ndarray, names: Sequence[str], dead: np.ndarray) -> str:
+    """Where each class goes in a stage: a row a class, a column a unit, stronger the larger the class's share.
+
+    Classes stand by the unit that gets most of them. With many classes rows are thin and only some are labelled;
+    hovering a row tells its class and shares.
+
+    Args:
+      counts: [K, N], images of each class that each unit got.
+      names: K.
+      dead: [N] bool.
+    """
+    num_classes, num_units = counts.shape
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    order = class_order(share)
+    share, ordered = share[order], [names[index] for index in order]
+    height = min(20.0, max(1.0, 660 / num_classes))
+    every = int(np.ceil(_LABEL_HEIGHT / height))
+    labels = {row: shorten(ordered[row]) for row in range(0, num_classes, every)}
+    left = 8 + max(map(_text_width, labels.values()))
+    grid = _Grid(left, 30 if dead.any() else 20, min(40, max(15, 180 / num_units)), height)
+    parts = _columns(grid, dead) + _cells(grid, share) + _rows(grid, share, ordered, labels)
+    width, height = grid.x(num_units) + 2, grid.y(num_classes) + 2
+    return (
+        f'<svg class="heatmap" viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" role="img" '
+        f'aria-label="share of each class by unit">{"".join(parts)}</svg>'
+    )
+
+
+def _columns(grid: _Grid, dead: np.ndarray) -> list[str]:
+    parts = []
+    for unit, is_dead in enumerate(dead):
+        middle = _n(grid.x(unit) + grid.cell / 2)
+        cross = f'<tspan x="{middle}" dy="12">✕</tspan><title>dead PU</title>' if is_dead else ""
+        parts.append(f'<text class="column{" dead" if is_dead else ""}" x="{middle}" y="13">{unit + 1}{cross}</text>')
+    return parts
+
+
+def _cells(grid: _Grid, share: np.ndarray) -> list[str]:
+    """One path for all cells of like shares: a thousand classes are thousands of cells."""
+    levels = np.ceil(share * _LEVELS - 1e-9).astype(int)
+    parts = []
+    for level in np.unique(levels[levels > 0]):
+        boxes = [
+            _box(grid.x(unit), grid.y(row), grid.cell - 1, grid.row - (grid.row > 6))
+            for row, unit in np.argwhere(levels == level)
+        ]
+        parts.append(f'<path class="heat" fill-opacity="{level / _LEVELS:g}" d="{"".join(boxes)}"/>')
+    return parts
+
+
+def _rows(grid: _Grid, share: np.ndarray, names: Sequence[str], labels: dict[int, str]) -> list[str]:
+    """Of each class a strip in the colour of its unit, a label if it has one, and what hovering tells."""
+    parts, whole = [], _n(grid.x(share.shape[1]))
+    for row, name in enumerate(names):
+        place = f'y="{_n(grid.y(row))}" height="{_n(grid.row)}"'
+        parts.append(f'<rect class="u{share[row].argmax()}" x="{_n(grid.left)}" width="4" {place}/>')
+        if row in labels:
+            at = f'x="{_n(grid.left - 5)}" y="{_n(grid.y(row) + grid.row / 2)}"'
+            parts.append(f'<text class="row" {at}>{escape(labels[row])}</text>')
+        title = escape(_shares(name, share[row]))
+        parts.append(f'<rect class="over" width="{whole}" {place}><title>{title}</title></rect>')
+    return parts
+
+
+def class_order(share: np.ndarray) -> np.ndarray:
+    """Classes by the unit that gets most of each, then by how much, largest first: [K, N] -> [K] int."""
+    return np.lexsort((-share.max(axis=1), share.argmax(axis=1)))
+
+
+def shorten(name: str, longest: int = 17) -> str:
+    """A name that fits beside a chart; of many names in one (as ImageNet's classes have) the first."""
+    if len(name) > longest:
+        name = name.split(",")[0]
+    return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"
+
+
+def _shares(title: str, share: np.ndarray) -> str:
+    return "\n".join([title, *(f"unit {unit + 1}: {part:.1%}" for unit, part in enumerate(share) if part > 0)])
+
+
+def _text_width(text: str) -> float:
+    """About how wide small text is, in pixels; Chinese, Japanese and Korean letters are square."""
+    return sum(12 if ord(letter) > 0x2E7F else 7 for letter in text)
+
+
+def _box(x: float, y: float, width: float, height: float) -> str:
+    """A rectangle as part of a path, shorter than an element of its own."""
+    return f"M{_n(x)} {_n(y)}h{_n(width)}v{_n(height)}h{_n(-width)}z"
+
+
+def _n(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")

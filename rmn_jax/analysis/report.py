@@ -1,0 +1,230 @@
+"""The memory analysis as files: a figure, ``routing.json``, and one HTML page with everything in it.
+
+The page makes no request of any kind: images are ``data:`` URIs, charts inline SVG. Axes: S stages, N units, K classes,
+M images of the split, E epochs (see ``rmn_jax``).
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from rmn_jax.analysis import charts, memories
+from rmn_jax.analysis.measures import COLOUR_BINS, EDGE_BINS, Information
+from rmn_jax.analysis.page import frame
+from rmn_jax.analysis.study import Study, stages
+
+TOP_CLASSES = 6
+NAMES = {"class": "class", "colour": "mean colour", "edges": "edge energy"}
+
+
+def write(study: Study, folder: pathlib.Path) -> dict[str, Any]:
+    """Writes ``figures/memories.png``, ``figures/report.html`` and ``routing.json`` into a folder.
+
+    Returns:
+      ``{"figures": [paths], "stages": [...]}``: of each stage load, dead units and measures.
+    """
+    figure = memories.draw(
+        study.nearest,
+        study.images,
+        folder / "figures" / "memories.png",
+        f"{study.title}: images nearest to each memory",
+    )
+    page = folder / "figures" / "report.html"
+    page.write_text(to_html(study), encoding="utf-8")
+    brief = stages(study)
+    whole = [
+        stage | {"nearest": position.tolist(), "distance": distance.tolist()}
+        for stage, position, distance in zip(brief, study.nearest.position, study.nearest.distance, strict=True)
+    ]
+    (folder / "routing.json").write_text(json.dumps({"stages": whole}, indent=1) + "\n")
+    return {"figures": [str(figure), str(page)], "stages": brief}
+
+
+def to_html(study: Study) -> str:
+    """The page."""
+    num_stages, _, top = study.nearest.position.shape
+    smallest = min(max(image.shape) for image in study.images.values())
+    sections = [
+        _header(study),
+        _information(study),
+        _loads(study),
+        *(_stage(study, stage) for stage in range(num_stages)),
+        _footer(),
+    ]
+    columns = min(top, max(4, -(-top // 2)))  # two rows of images, or one of up to four
+    pixels = ' class="pixels"' if smallest <= charts.LOSSLESS else ""
+    return frame(study.title, f'<main{pixels} style="--columns: {columns}">{"".join(sections)}</main>')
+
+
+def _header(study: Study) -> str:
+    dead = int((study.nearest.load == 0).sum())
+    facts = {} if study.top1 is None else {"top-1 accuracy": f"{study.top1:.2%}"}
+    facts |= {"dead PUs": f"{dead} of {study.nearest.load.size}", **study.facts}
+    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    links = "".join(f'<a href="#stage{i + 1}">Stage {i + 1}</a>' for i in range(len(study.nearest.load)))
+    return (
+        f"<header><h1>{escape(study.title)}</h1>"
+        '<p class="lead">Memory analysis of a routing-by-memory network. At each stage an image goes to the unit whose '
+        "memory is nearest to the features it arrives with. What do the memories stand for?</p>"
+        f"<dl>{shown}</dl><details><summary>Configuration</summary><pre>{escape(study.config)}</pre></details>"
+        f'<nav><a href="#information">What the routing follows</a><a href="#loads">Loads</a>{links}</nav></header>'
+    )
+
+
+def _information(study: Study) -> str:
+    heads = "".join(f"<th>{name}</th>" for name in NAMES.values())
+    rows = "".join(
+        f'<tr><th scope="row">Stage {i + 1}</th>'
+        + "".join(_information_cell(NAMES[name], stage[name]) for name in NAMES)
+        + f"<td>{in_words(stage)}</td></tr>"
+        for i, stage in enumerate(study.information)
+    )
+    return (
+        '<section id="information"><h2>What the routing follows</h2>'
+        "<p>How much of the choice of unit is settled by knowing one thing about an image: 0% is what shuffled images "
+        "show too, 100% would settle it. Below each: mutual information in nats, and what chance alone gives.</p>"
+        f'<div class="card"><table><thead><tr><th></th>{heads}<th>in words</th></tr></thead><tbody>{rows}</tbody>'
+        "</table></div></section>"
+    )
+
+
+def _information_cell(name: str, found: Information) -> str:
+    return (
+        f'<td data-name="{name}"><b>{max(found.share, 0):.0%}</b>{_bar(found.share)}'
+        f'<span class="soft">{found.nats:.3f} nats, chance {found.chance:.3f}</span></td>'
+    )
+
+
+def in_words(stage: dict[str, Information]) -> str:
+    """One plain sentence on what a stage's routing follows."""
+    telling = sorted((name for name in stage if stage[name].above_chance), key=lambda name: -stage[name].share)
+    if not telling:
+        return "None of the three says more than chance about where an image goes."
+    first, *others = (NAMES[name] for name in telling)
+    if not others:
+        return f"Follows {first}; the others say no more than chance."
+    return f"Follows {first} most, then {' and '.join(others)}."
+
+
+def _loads(study: Study) -> str:
+    if not study.history:
+        return '<section id="loads"><h2>Load over training</h2><p>The run has kept no routed epochs.</p></section>'
+    epochs = [epoch for epoch, _ in study.history]
+    load = np.stack([load for _, load in study.history])
+    legend = "".join(f"<span>{_swatch(unit)}unit {unit + 1}</span>" for unit in range(load.shape[2]))
+    charted = "".join(_load_figure(epochs, load[:, stage], stage) for stage in range(load.shape[1]))
+    return (
+        '<section id="loads"><h2>Load over training</h2>'
+        "<p>Each unit's share of the training images, a bar an epoch, from the first routed one on.</p>"
+        f'<div class="legend">{legend}</div><div class="loads">{charted}</div></section>'
+    )
+
+
+def _load_figure(epochs: list[int], load: np.ndarray, stage: int) -> str:
+    last = load[-1] / max(1, load[-1].sum())
+    middle = 100 * (np.cumsum(last) - last / 2)
+    ends = "".join(
+        f'<span style="top: {middle[unit]:.1f}%">{unit + 1}</span>' for unit in np.flatnonzero(last >= 0.055)
+    )
+    dead = np.flatnonzero(load[-1] == 0)
+    note = f'<span class="warn">dead: {_listed(dead)}</span>' if len(dead) else ""
+    return (
+        f'<figure class="card"><figcaption>Stage {stage + 1} {note}</figcaption><div class="plot">'
+        f'{charts.load_chart(epochs, load)}<div class="ends">{ends}</div></div>'
+        f'<div class="axis soft"><span>epoch {epochs[0]}</span><span>{epochs[-1]}</span></div></figure>'
+    )
+
+
+def _stage(study: Study, stage: int) -> str:
+    load = study.nearest.load[stage]
+    counts = np.zeros((len(study.class_names), len(load)), int)
+    np.add.at(counts, (study.label, study.assignment[stage]), 1)
+    units = "".join(_unit(study, stage, unit, counts) for unit in range(len(load)))
+    heat = charts.heat_map(counts, study.class_names, load == 0)
+    return (
+        f'<section id="stage{stage + 1}"><h2>Stage {stage + 1}</h2><p>{in_words(study.information[stage])}</p>'
+        f'<div class="stage"><div class="units">{units}</div><figure class="card"><figcaption>Classes by unit '
+        '<span class="soft">0% <span class="scale"></span> 100% of a class</span></figcaption>'
+        f"{heat}</figure></div></section>"
+    )
+
+
+def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
+    load = study.nearest.load[stage]
+    share = load[unit] / max(1, load.sum())
+    positions, distances = study.nearest.position[stage, unit], study.nearest.distance[stage, unit]
+    images = "".join(
+        _image(study, int(at), stage, unit, float(far)) for at, far in zip(positions, distances, strict=True)
+    )
+    dead = load[unit] == 0
+    if dead:
+        told = '<p class="warn">dead PU</p><p class="soft">No image reaches it. Shown: those nearest to its memory.</p>'
+        head = f'<h3>{_swatch(unit)}Unit {unit + 1}</h3><span class="share">0%</span>'
+    else:
+        told = f'<ol class="classes">{_top_classes(study, counts, unit)}</ol>'
+        head = (
+            f'<h3>{_swatch(unit)}Unit {unit + 1}</h3><span class="share">{share:.1%}</span> '
+            f'<span class="soft">{load[unit]:,} images</span>'
+        )
+    return (
+        f'<article class="unit card{" dead" if dead else ""}"><header>{head}{_bar(share, unit)}</header>'
+        f'<div class="images">{images}</div><div>{told}</div></article>'
+    )
+
+
+def _image(study: Study, position: int, stage: int, unit: int, distance: float) -> str:
+    path = study.assignment[:, position]
+    name = study.class_names[study.label[position]]
+    other = path[stage] != unit and study.nearest.load[stage, unit] > 0
+    title = (
+        f"{name}\nimage {position}, {distance:.3g} from the memory of unit {unit + 1}\n"
+        f"its units: {' → '.join(str(chosen + 1) for chosen in path)}"
+    )
+    return (
+        f'<img src="{charts.data_uri(study.images[position])}" alt="{escape(name)}" title="{escape(title)}" '
+        f'data-image="{position}"{" class=other" if other else ""}>'
+    )
+
+
+def _top_classes(study: Study, counts: np.ndarray, unit: int) -> str:
+    got = counts[:, unit] / counts[:, unit].sum()
+    usual = counts.sum(axis=1) / counts.sum()
+    lines = []
+    for index in np.argsort(-got, kind="stable")[:TOP_CLASSES]:
+        if got[index] > 0:
+            name = study.class_names[index]
+            title = f"{name}: {got[index]:.1%} of the unit's images, {usual[index]:.1%} of all"
+            lines.append(
+                f'<li title="{escape(title)}" style="--part: {got[index]:.1%}"><span>{escape(name)}</span>'
+                f"<b>{got[index]:.0%}</b></li>"
+            )
+    return "".join(lines)
+
+
+def _footer() -> str:
+    return (
+        "<footer><p>Under each memory stand the images whose features lie nearest to it, the nearest first; a dashed "
+        "frame marks one that a memory nearer still has taken. Pointing at an image shows its class, its way through "
+        "the stages, and every other memory that it stands under. Classes are those with the largest share of the "
+        "unit's images.</p><p>Mean colour: red, green and blue in "
+        f"{COLOUR_BINS} quantile bins each, jointly. Edge energy: mean gradient of the luminance in {EDGE_BINS} "
+        "quantile bins. A share is (information - chance) / (entropy of the units - chance), with chance the mean over "
+        "100 shuffles. The measures overlap (a class has its colours), so their shares do not add up.</p></footer>"
+    )
+
+
+def _swatch(unit: int) -> str:
+    return f'<span class="swatch u{unit}"></span>'
+
+
+def _bar(share: float, unit: int | None = None) -> str:
+    colour = "" if unit is None else f' class="u{unit}"'
+    return f'<span class="bar"><i{colour} style="width: {min(max(share, 0), 1):.1%}"></i></span>'
+
+
+def _listed(units: Iterable[int]) -> str:
+    return ", ".join(str(unit + 1) for unit in units)

@@ -1,0 +1,280 @@
+"""The page of a made-up study: whole, self-contained, escaped, and loaded by a real browser."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import browser
+import numpy as np
+import pytest
+
+from rmn_jax.analysis import charts, measures, report
+from rmn_jax.analysis.memories import Nearest
+from rmn_jax.analysis.study import Study, read_metrics, stages
+
+NASTY = ('<script>alert("1")</script>', "cat & dog", 'it\'s "quoted"', "grüne Äpfel", "猫", "a" * 60)
+
+
+def made_up(num_stages=2, num_units=3, top=4, classes=NASTY, side=8, examples=120, epochs=5, dead=((1, 2),)) -> Study:
+    """A study of random images; ``dead`` lists the (stage, unit) that get none."""
+    rng = np.random.default_rng(0)
+    label = np.arange(examples) % len(classes)
+    assignment = (rng.integers(0, 2, (num_stages, examples)) + label * num_units // len(classes)) % num_units
+    for stage, unit in dead:
+        assignment[stage] = np.where(assignment[stage] == unit, (unit + 1) % num_units, assignment[stage])
+    load = np.stack([np.bincount(units, minlength=num_units) for units in assignment])
+    position = rng.integers(0, examples, (num_stages, num_units, top))
+    distance = np.sort(rng.random(position.shape), axis=-1).astype(np.float32)
+    colours = rng.integers(0, 255, (examples, 1, 1, 3))
+    return Study(
+        title="resnet8, N = 3, on <folder> & co",
+        top1=0.97,
+        facts={"seed": "<0>"},
+        config='{"path": "<a&b>"}',
+        class_names=tuple(classes),
+        assignment=assignment,
+        label=label,
+        nearest=Nearest(position, distance, load),
+        images={
+            int(at): np.clip(colours[at] + rng.integers(-60, 60, (side, side, 3)), 0, 255).astype(np.uint8)
+            for at in np.unique(position)
+        },
+        information=[
+            {
+                name: measures.information(units, codes, shuffles=10)
+                for name, codes in {"class": label, "colour": label % 2, "edges": rng.integers(0, 4, examples)}.items()
+            }
+            for units in assignment
+        ],
+        history=[(epoch + 3, load * (epoch + 1)) for epoch in range(epochs)],
+    )
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, the plain text, and whether every element was closed."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def named(self, tag, part=""):
+        """Attributes of all elements of this name that have the class, or any."""
+        return [x for name, x in self.elements if name == tag and (not part or part in x.get("class", "").split())]
+
+
+@pytest.fixture(scope="module")
+def html():
+    return report.to_html(made_up())
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def test_nothing_points_outside(html, page):
+    assert re.findall(r"https?:|@import", html) == []
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:image/", "#")), attributes
+    assert all(target.startswith(("data:", "#")) for target in re.findall(r"url\(\s*['\"]?([^)]*)", html))
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {found["href"].removeprefix("#") for found in page.named("a")} <= ids
+
+
+def test_names_are_text(html, page):
+    assert len(page.named("script")) == 1  # our own, and none of the class name's
+    words = "".join(page.texts)
+    titles = [attributes.get("title", "") for _, attributes in page.elements]
+    for name in NASTY:
+        assert any(title.startswith(name) for title in titles)
+        assert name[:16] in words
+    assert "resnet8, N = 3, on <folder> & co" in words and '{"path": "<a&b>"}' in words and "<0>" in words
+    assert "97.00%" in words
+
+
+def test_every_unit_is_there_with_its_share_and_images(page):
+    study = made_up()
+    words = "".join(page.texts)
+    assert len(page.named("article", "unit")) == 2 * 3
+    assert len(page.named("img")) == 2 * 3 * 4
+    for load in study.nearest.load:
+        for count in load[load > 0]:
+            assert f"{count / 120:.1%}" in words
+    for stage in (1, 2):
+        assert f"Stage {stage}" in words
+    wanted = [str(at) for at in study.nearest.position.ravel()]
+    assert [image["data-image"] for image in page.named("img")] == wanted
+
+
+def test_dead_units_are_marked(page):
+    assert "".join(page.texts).count("dead PU") >= 2  # the header's count and the unit's own
+    marked = ["dead" in found["class"].split() for found in page.named("article", "unit")]
+    assert marked == [False] * 5 + [True]  # stage 2, unit 3
+    assert len(page.named("text", "dead")) == 1
+    alive = Page(report.to_html(made_up(dead=())))
+    assert not alive.named("article", "dead") and not alive.named("text", "dead")
+
+
+def test_images_taken_by_another_memory_are_marked(page):
+    study = made_up()
+    for image, (stage, unit, _) in zip(page.named("img"), np.ndindex(2, 3, 4), strict=True):
+        other = study.assignment[stage, int(image["data-image"])] != unit
+        assert (image.get("class") == "other") == (other and (stage, unit) != (1, 2))
+
+
+def test_load_chart_stacks_the_shares():
+    chart = Page(charts.load_chart([7, 8], np.array([[1, 0, 3], [2, 2, 4]])))
+    first, second, third = (found["d"] for found in chart.named("path"))
+    # Epoch 7: unit 1 has a quarter, unit 3 the rest. Epoch 8: a quarter, a quarter, a half. Unit 1 is at the top.
+    assert first == "M0.04 0h0.92v25h-0.92zM1.04 0h0.92v25h-0.92z"
+    assert second == "M1.04 25h0.92v25h-0.92z"
+    assert third == "M0.04 25h0.92v75h-0.92zM1.04 50h0.92v50h-0.92z"
+    assert "epoch 7\nunit 1: 25.0%\nunit 3: 75.0%" in chart.texts
+
+
+def test_load_chart_of_an_epoch_without_inputs_is_empty():
+    chart = Page(charts.load_chart([1], np.zeros((1, 2))))
+    assert [found["d"] for found in chart.named("path")] == ["", ""]
+
+
+def test_heat_map_orders_classes_by_their_unit():
+    counts = np.array([[1, 9], [8, 2], [0, 10], [9, 1]])
+    assert charts.class_order(counts / 10).tolist() == [3, 1, 2, 0]
+    drawn = Page(charts.heat_map(counts, ["a", "b", "c", "d"], np.zeros(2, bool)))
+    labels = [text for text in drawn.texts if text in "abcd"]
+    assert labels == ["d", "b", "c", "a"]
+    assert "a\nunit 1: 10.0%\nunit 2: 90.0%" in drawn.texts
+    # Shares 0.1 (twice), 0.2, 0.8, 0.9 (twice), 1: five strengths, and none for the class that unit 1 never gets.
+    strengths = [float(found["fill-opacity"]) for found in drawn.named("path", "heat")]
+    assert strengths == [0.1, 0.2, 0.8, 0.9, 1.0]
+    assert sum(found["d"].count("M") for found in drawn.named("path", "heat")) == 7
+
+
+def test_heat_map_labels_as_many_classes_as_fit():
+    def labels(num_classes):
+        counts = np.random.default_rng(0).integers(0, 9, (num_classes, 4))
+        return len(Page(charts.heat_map(counts, ["x"] * num_classes, np.zeros(4, bool))).named("text", "row"))
+
+    assert labels(10) == 10 and labels(40) == 40
+    assert 40 <= labels(200) <= 60
+
+
+def test_large_images_shrink_and_small_ones_keep_their_pixels():
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    assert np.array_equal(_decoded(charts.data_uri(small)), small)
+    assert _decoded(charts.data_uri(np.zeros((224, 112, 3), np.uint8))).shape == (96, 48, 3)
+
+
+def _decoded(uri):
+    import base64
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
+
+
+def test_in_words():
+    nothing, much, some = (
+        measures.Information(nats, 0.05, 0.08, share) for nats, share in ((0.06, 0.01), (0.9, 0.6), (0.3, 0.2))
+    )
+    names = ("class", "colour", "edges")
+    say = lambda *found: report.in_words(dict(zip(names, found, strict=True)))  # noqa: E731
+    assert say(nothing, nothing, nothing).startswith("None of the three")
+    assert say(much, nothing, nothing) == "Follows class; the others say no more than chance."
+    assert say(some, much, nothing) == "Follows mean colour most, then class."
+    assert say(some, some, much) == "Follows edge energy most, then class and mean colour."
+
+
+def test_files_and_numbers(tmp_path):
+    study = made_up()
+    result = report.write(study, tmp_path)
+    assert result["figures"] == [str(tmp_path / "figures" / name) for name in ("memories.png", "report.html")]
+    stored = json.loads((tmp_path / "routing.json").read_text())["stages"]
+    for brief, whole, load in zip(result["stages"], stored, study.nearest.load, strict=True):
+        assert whole.items() >= brief.items() and {"nearest", "distance"} <= whole.keys()
+        assert brief["load"] == load.tolist() and brief["dead_units"] == int((load == 0).sum())
+        assert set(brief["information"]) == {"class", "colour", "edges"}
+        for found in brief["information"].values():
+            assert set(found) == {"nats", "chance", "chance_95", "share"}
+            assert 0 <= found["nats"] <= brief["entropy"] + 1e-9
+    assert stages(study) == result["stages"]
+
+
+def test_a_run_without_routed_epochs_has_no_load_chart(tmp_path):
+    page = Page(report.to_html(made_up(epochs=0)))
+    assert not page.named("svg", "load") and page.named("svg", "heatmap")
+    assert read_metrics(tmp_path / "absent.jsonl") == []
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+
+
+def many():
+    """As large as such a page gets: four stages of eight units, eight photographs each, 200 classes, 80 epochs."""
+    names = [f"n{index:08d}, a name such as many classes have" for index in range(200)]
+    return made_up(4, 8, 8, names, side=224, examples=2000, epochs=80, dead=((0, 3), (3, 0), (3, 1)))
+
+
+def test_a_large_page_stays_below_five_megabytes():
+    assert len(report.to_html(many()).encode()) < 5e6
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if browser.find() is None:
+        pytest.skip("no Chromium found; install chromium to test pages in a browser")
+    with browser.Browser(tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("study", [made_up, many])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
+    file = tmp_path / "report.html"
+    file.write_text(report.to_html(study()), encoding="utf-8")
+    chromium.events.clear()
+    chromium.open(file.as_uri(), width=width, dark=dark)
+    images = chromium.evaluate("Array.from(document.images, image => [image.naturalWidth, image.clientWidth])")
+    assert len(images) == study().nearest.position.size
+    assert all(natural > 0 and shown >= 20 for natural, shown in images)
+    # Nothing reaches over the side: a phone need not scroll sideways.
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    # Pointing at an image marks it wherever it stands.
+    marked = """(() => { const image = document.images[0];
+      image.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
+      return Array.from(document.querySelectorAll("img.same"), other => other.dataset.image); })()"""
+    position = study().nearest.position.ravel()
+    assert chromium.evaluate(marked) == [str(position[0])] * int((position == position[0]).sum())
+    assert {address for address in chromium.requests() if not address.startswith("data:")} == {file.as_uri()}
+    assert chromium.complaints() == []
+
+
+def test_the_browser_check_would_see_a_request_and_an_error(chromium, tmp_path):
+    file = tmp_path / "bad.html"
+    file.write_text('<img src="absent.png"><script>console.error("x"); undefined.y</script>')
+    chromium.events.clear()
+    chromium.open(file.as_uri())
+    assert any(address.endswith("absent.png") for address in chromium.requests())
+    kinds = {complaint["method"] for complaint in chromium.complaints()}
+    assert {"Runtime.exceptionThrown", "Runtime.consoleAPICalled"} <= kinds

@@ -1,0 +1,93 @@
+"""The analysis of a real run: what is gathered against the data set itself, and the experiment that ends in it."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import memory_analysis
+from rmn_jax.analysis import measures
+from rmn_jax.analysis.memories import route_split
+from rmn_jax.analysis.study import study, survey
+from rmn_jax.commands import load_config
+from rmn_jax.data import digits
+from rmn_jax.four_step import run_training
+from rmn_jax.train.run import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short RMN run on the digits."""
+    settings = ["--config.epochs=6", "--config.stem_epochs=3", "--config.eval_batch_size=360"]
+    workdir = tmp_path_factory.mktemp("study") / "run"
+    run = Run(load_config("configs/digits.py", settings), workdir, devices=jax.devices()[:1], quiet=True)
+    run_training(run)
+    return run
+
+
+def test_survey_sees_every_image_of_the_split(run):
+    images, _ = digits.load_arrays()["eval"]
+    config = run.config.copy_and_resolve_references()
+    config.eval_batch_size = 128  # which does not divide 360
+    batches = Run(config, run.workdir, devices=jax.devices()[:1], quiet=True)
+    looks = survey(batches, np.array([[359, 0], [128, 5]]))
+    np.testing.assert_allclose(looks.colour, images.mean(axis=(1, 2)) / 255)
+    np.testing.assert_allclose(looks.edges, measures.edge_energy(images))
+    assert sorted(looks.images) == [0, 5, 128, 359]
+    for position, image in looks.images.items():
+        np.testing.assert_array_equal(image, images[position])
+
+
+def test_study_of_a_run(run):
+    state, _ = run.restore()
+    found = study(run, state, top=5)
+    labels = digits.load_arrays()["eval"][1]
+    np.testing.assert_array_equal(found.label, labels)
+    assert found.nearest.position.shape == (3, 4, 5) and set(found.images) == set(np.unique(found.nearest.position))
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert found.top1 == lines[-1]["eval_top1"]
+    assert [epoch for epoch, _ in found.history] == [4, 5, 6]  # the first three were the stem's
+    assert all(load.shape == (3, 4) and (load.sum(axis=1) == 5 * 256).all() for _, load in found.history)
+    units = route_split(run, state).assignment
+    for stage, assigned in zip(found.information, units, strict=True):
+        assert stage["class"].nats == pytest.approx(measures.mutual_information(assigned, labels))
+
+
+def test_the_experiment_on_a_run_that_is_there(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["memory_analysis", f"--run={run.workdir}", "--top_k=3"])
+    assert memory_analysis.main() == 0
+    printed = capsys.readouterr().out
+    last = json.loads(printed.splitlines()[-1])
+    assert last["results"] == str(run.workdir / "memory_analysis.json")  # no scale named: not among the results
+    results = json.loads((run.workdir / "memory_analysis.json").read_text())
+    assert results["seed"] == 0 and results["images"] == 360 and len(results["stages"]) == 3
+    assert {"commit", "processor", "seconds", "config", "top1"} <= results.keys()
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 3
+    for stage, row in zip(results["stages"], rows[1:], strict=True):
+        assert sum(stage["load"]) == 360
+        assert f"({stage['information']['class']['nats']:.3f} nats" in row
+    assert "data:image/png" in (run.workdir / "figures" / "report.html").read_text()
+    assert "image" not in json.dumps(results["stages"])  # numbers only
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--run=nowhere"], "nowhere"), (["--run=nowhere", "--top_k=0"], "--top_k")],
+)
+def test_what_a_user_can_get_wrong_is_one_line(arguments, word, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["memory_analysis", *arguments])
+    assert memory_analysis.main() == 2
+    captured = capsys.readouterr()
+    assert word in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_each_scale_has_its_results_file():
+    def name(*arguments):
+        return memory_analysis.results_file(memory_analysis.parse(arguments)).as_posix()
+
+    assert name().endswith("experiments/results/memory_analysis_cpu.json")
+    assert name("--scale=paper", "--run=r").endswith("experiments/results/memory_analysis_paper.json")
+    assert name("--run=r") == "r/memory_analysis.json" and name("--run=r", "--out=a.json") == "a.json"
