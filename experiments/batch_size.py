@@ -6,7 +6,8 @@
 ``--scale=paper`` has the paper's rows: Original at 256 and 1024, RMN with and without CA at 1024, all at one learning
 rate. ``--scale=cpu`` asks the same of 20 classes of Tiny ImageNet at 16x16 with a slim ResNet-10 and N = 4, at 128 and
 256 (the large batch is the small one times N / 2, as in the paper), with random routing beside it: what N times the
-parameters give without any memory.
+parameters give without any memory; and two rows that tell why: squeeze-and-excitation without routing, and a unit's
+gradient averaged over its own inputs instead of the batch.
 """
 
 import sys
@@ -22,6 +23,9 @@ def cpu_rows() -> list[suite.Row]:
         suite.Row("RMN, batch 256", suite.cpu_config("rmn_no_ca")),
         suite.Row("RMN with CA, batch 256", suite.cpu_config("rmn")),
         suite.Row("Random routing, batch 256", suite.cpu_config("rmn_no_ca", model__router="random")),
+        # Why rows differ: attention without routing, and routing without the share in a unit's gradient.
+        suite.Row("Original with SE, batch 256", suite.cpu_config("plain", batch_size=256, model__attention="se")),
+        suite.Row("RMN, own gradient, batch 256", suite.cpu_config("rmn_no_ca", unit_gradient="own")),
     ]
 
 

@@ -72,6 +72,7 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
         "--out", type=pathlib.Path, default=None, help=f"default: experiments/results/{name}_SCALE.json"
     )
     result.add_argument("--minutes", type=float, default=0, help="save and stop after so long, with exit status 75")
+    result.add_argument("--finished", action="store_true", help="train nothing; put together the runs that are there")
     result.set_defaults(name=name, module=name)
     return result
 
@@ -137,11 +138,16 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row], note: str = "")
     summary: dict[str, Any] = {}
     for seed in arguments.seeds:
         for row in rows:
-            config = with_settings(row.config, seed=seed)
-            found[row.name].append(run_once(config, root, f"{row.slug}-{seed}", until))
+            config, name = with_settings(row.config, seed=seed), f"{row.slug}-{seed}"
+            result = known_result(config, root / name) if arguments.finished else run_once(config, root, name, until)
+            if result is None:
+                continue
+            found[row.name].append(result)
             summary = summarise(arguments, rows, found, note)
             out.parent.mkdir(parents=True, exist_ok=True)
             write_file(out, json.dumps(summary, indent=1) + "\n")
+    if not summary:
+        raise UserError(f"no finished run in {root}; leave out --finished to train.")
     print(to_markdown(summary))
     print(json.dumps({"results": str(out)}))
     return summary
@@ -162,9 +168,9 @@ def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
 def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) -> dict[str, Any]:
     """A run's result, from its ``result.json`` or by training; see ``result_of``."""
     workdir = root / name
-    known = workdir / "result.json"
-    if known.exists() and json.loads(known.read_text())["config"] == json.loads(configuration.to_json(config)):
-        return json.loads(known.read_text())["result"]
+    result = known_result(config, workdir)
+    if result is not None:
+        return result
     print(f"\n{name}", file=sys.stderr, flush=True)
     if not (workdir / "checkpoints").exists():
         _copy_stem(config, root, workdir, until)
@@ -172,8 +178,16 @@ def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) ->
     with _deadline(run, until):
         run_training(run)
     result = result_of(run)
-    write_file(known, json.dumps({"config": json.loads(configuration.to_json(config)), "result": result}) + "\n")
+    finished = {"config": json.loads(configuration.to_json(config)), "result": result}
+    write_file(workdir / "result.json", json.dumps(finished) + "\n")
     return result
+
+
+def known_result(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result of a finished run of exactly this configuration."""
+    path = workdir / "result.json"
+    known = json.loads(path.read_text()) if path.exists() else None
+    return known["result"] if known and known["config"] == json.loads(configuration.to_json(config)) else None
 
 
 def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
@@ -307,6 +321,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
         "loss",
         "dead PUs a stage",
         "parameters",
+        "MACs",
         "paper, top-1 %",
     )
     lines = ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]

@@ -48,7 +48,9 @@ def test_the_results_file_has_every_run_with_where_and_how(finished):
         assert row["top1_mean"] == row["runs"][0]["top1"] and row["runs"][0]["seed"] == 3
         assert [epoch for epoch, _ in row["runs"][0]["curve"]] == [1, 2, 3]
     assert len(routed["runs"][0]["dead_units"]) == 3 and plain["runs"][0]["dead_units"] == []
-    assert "| RMN |" in suite.to_markdown(summary) and "| 12.50 |" in suite.to_markdown(summary)
+    table = suite.to_markdown(summary)
+    assert "| RMN |" in table and "| 12.50 |" in table
+    assert len({line.count("|") for line in table.strip().splitlines()}) == 1
 
 
 def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
@@ -65,6 +67,8 @@ def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path
     folder, summary = finished
     shutil.copytree(folder / "runs", tmp_path / "runs")
     (tmp_path / "runs" / "rmn-3" / "result.json").unlink()
+    only = suite.run_rows(arguments(tmp_path, "--finished"), rows())
+    assert [row["row"] for row in only["rows"]] == ["Original"]
     trained = []
     monkeypatch.setattr(suite, "run_training", lambda run: trained.append(run.workdir.name) or run_training(run))
     again = suite.run_rows(arguments(tmp_path), rows())

@@ -5,6 +5,7 @@ import pytest
 
 from rmn_jax.analysis.counts import count_parameters, trace_shapes
 from rmn_jax.cloning import is_procedural
+from rmn_jax.errors import UserError
 from rmn_jax.models import BACKBONES, RMN, create_backbone
 
 CLASSES = {32: 100, 64: 200, 224: 1000}
@@ -21,6 +22,9 @@ MAPS = {
     ("resnet8", 64): ((64, 16), (32, 32), (16, 64)),
     ("resnet8", 224): ((224, 16), (112, 32), (56, 64)),
     # Stride 2 and max-pool before stage 1 are dropped on small images; stages 2-4 halve.
+    ("resnet10", 32): tuple(zip((32, 16, 8, 4), RESNET18, strict=True)),
+    ("resnet10", 64): tuple(zip((64, 32, 16, 8), RESNET18, strict=True)),
+    ("resnet10", 224): tuple(zip((56, 28, 14, 7), RESNET18, strict=True)),
     ("resnet18", 32): tuple(zip((32, 16, 8, 4), RESNET18, strict=True)),
     ("resnet18", 64): tuple(zip((64, 32, 16, 8), RESNET18, strict=True)),
     ("resnet18", 224): tuple(zip((56, 28, 14, 7), RESNET18, strict=True)),
@@ -90,3 +94,11 @@ def test_shapes_plain_routed_and_with_attention(name, size):
     assert attentive.multiply_adds - routed.multiply_adds == added
     if size == 224 and name in PUBLISHED:
         assert count_parameters(plain.variables) == PUBLISHED[name]
+
+
+def test_a_width_doubles_from_stage_to_stage_and_is_for_resnets():
+    model = RMN(create_backbone("resnet10", 10, 32, width=24), UNITS, routed=False)
+    assert [f.shape[-1] for f in trace_shapes(model, 32, batch=2).outputs.stages] == [24, 48, 96, 192]
+    for name, width in (("vgg16_bn", 32), ("resnet18", -1)):
+        with pytest.raises(UserError, match=f"model.width is {width} for {name}"):
+            create_backbone(name, 10, 32, width=width)
