@@ -1,6 +1,6 @@
 """The paper's memory analysis: what the memories of a 4-way RMN on Tiny ImageNet stand for, stage by stage.
 
-    python -m experiments.memory_analysis --scale=cpu       # 40 classes at 24x24, about ten minutes on 2 CPU cores
+    python -m experiments.memory_analysis --scale=cpu       # 20 classes at 16x16, about ten minutes on 2 CPU cores
     python -m experiments.memory_analysis --scale=paper     # ResNet-18, 200 classes, 120 epochs: wants an accelerator
     python -m experiments.memory_analysis --run runs/r18    # of a run that is there
 
@@ -89,8 +89,7 @@ def train(arguments: argparse.Namespace) -> Run:
     """The run of this scale, at its end."""
     scale = arguments.scale or "cpu"
     if scale == "cpu":
-        config = suite.cpu_config("rmn", epochs=12, stem_epochs=4, checkpoint__every_epochs=2, eval_every_epochs=1)
-        config.data.classes, config.data.image_size, config.data.crop_padding = 40, 24, 3
+        config = suite.cpu_config("rmn")  # the row "RMN with CA" of experiments.batch_size
     else:
         config = load_config(f"{PAGE}:rmn", ["--config.model.num_units=4"])
     config.data.data_dir = arguments.data_dir

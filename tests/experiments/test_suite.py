@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from experiments import ablations, batch_size, ladder, routers, suite
-from rmn_jax.config import default_config
+from experiments import ablations, batch_size, ladder, routers, runs, suite
+from rmn_jax.config import default_config, validate
 from rmn_jax.four_step import run_training
 from rmn_jax.train.run import Run
 
@@ -58,7 +58,7 @@ def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
     assert len(list((folder / "runs" / "stems").iterdir())) == 1
     alone = Run(small("rmn_no_ca", seed=3), tmp_path / "alone", quiet=True)
     run_training(alone)
-    result = suite.result_of(alone)
+    result = runs.result_of(alone)
     known = summary["rows"][1]["runs"][0]
     assert {**result, "seconds": 0} == {**known, "seconds": 0}
 
@@ -70,7 +70,7 @@ def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path
     only = suite.run_rows(arguments(tmp_path, "--finished"), rows())
     assert [row["row"] for row in only["rows"]] == ["Original"]
     trained = []
-    monkeypatch.setattr(suite, "run_training", lambda run: trained.append(run.workdir.name) or run_training(run))
+    monkeypatch.setattr(runs, "run_training", lambda run: trained.append(run.workdir.name) or run_training(run))
     again = suite.run_rows(arguments(tmp_path), rows())
     assert trained == ["rmn-3"]
     assert again["rows"] == summary["rows"]
@@ -84,8 +84,8 @@ def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys
 
 
 def test_only_what_step_1_depends_on_makes_another_stem():
-    key = lambda **settings: suite.stem_key(small("rmn_no_ca", **settings))  # noqa: E731
-    assert key() == suite.stem_key(small("plain", batch_size=256))
+    key = lambda **settings: runs.stem_key(small("rmn_no_ca", **settings))  # noqa: E731
+    assert key() == runs.stem_key(small("plain", batch_size=256))
     for same in ("model__num_units", "checkpoint__keep", "eval_every_epochs"):
         assert key(**{same: 7}) == key()
     assert key(model__router="random") == key(model__metric="cosine") == key(unit_gradient="own") == key()
@@ -105,5 +105,5 @@ def test_every_experiment_has_rows_that_a_run_accepts(scale):
         found += ladder.rows("tiny_imagenet")
     assert pathlib.Path(suite.RESULTS).name == "results"
     for row in found:
-        suite.configuration.validate(row.config, device_count=1)
+        validate(row.config, device_count=1)
     assert len({row.slug for row in batch_size.cpu_rows()}) == len(batch_size.cpu_rows())
