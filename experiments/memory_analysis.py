@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import suite
+from experiments.runs import as_published
 from rmn_jax import config as configuration
 from rmn_jax.analysis import report
 from rmn_jax.analysis.study import read_metrics, study
@@ -75,7 +76,7 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
         "top1": None if studied.top1 is None else round(100 * studied.top1, 2),
         "images": len(studied.label),
         "stages": [rounded(stage) for stage in written["stages"]],
-        "config": json.loads(configuration.to_json(run.config)),
+        "config": as_published(run.config),
     }
     out = results_file(arguments)
     out.parent.mkdir(parents=True, exist_ok=True)

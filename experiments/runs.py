@@ -28,6 +28,11 @@ def with_settings(config: ConfigDict, **settings: Any) -> ConfigDict:
     return config
 
 
+def as_published(config: ConfigDict) -> dict[str, Any]:
+    """The configuration for a results file, without where this machine keeps its data."""
+    return json.loads(configuration.to_json(with_settings(config, data__data_dir="", data__path="")))
+
+
 def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) -> dict[str, Any]:
     """A run's result, from its ``result.json`` or by training; see ``result_of``."""
     workdir = root / name

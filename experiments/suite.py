@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.runs import known_result, run_once, with_settings
+from experiments.runs import as_published, known_result, run_once, with_settings
 from rmn_jax import config as configuration
 from rmn_jax.bench.measure import machine
 from rmn_jax.commands import load_config
@@ -168,7 +168,7 @@ def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]], note
                 "top1_std": round(float(top1.std(ddof=1)), 2) if len(top1) > 1 else None,
                 "seeds": len(runs),
                 "runs": runs,
-                "config": json.loads(configuration.to_json(row.config)),
+                "config": as_published(row.config),
             }
         )
     chosen = [f"--scale={arguments.scale}"]
