@@ -184,7 +184,7 @@ class RMN(nn.Module):
         if images is not None and self.router == "hash":
             return routers.hashed_unit(images, stage, self.num_units)
         if keys is None:
-            raise ValueError("units and conditions drawn at random need keys (or an assignment)")
+            raise ValueError("a unit or condition drawn at random needs keys (or an assignment)")
         return routers.random_unit(keys, stage, self.num_units)
 
     def _gate_scores(self, stage: int, stage_input: jax.Array) -> jax.Array | None:

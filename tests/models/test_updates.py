@@ -25,13 +25,17 @@ NETWORKS = {
 
 
 def first_state(model, images, optimizer):
-    """Memories 1 and 2 lie at the features of two inputs, memory 3 far from all: its unit gets nothing."""
+    """Memories 1 and 2 lie at the features of two inputs, memory 3 far from all: its unit gets nothing.
+
+    The two are of middling contrast, so that either unit gets several inputs: the norms of a single one would
+    magnify rounding.
+    """
     model = model.clone(axis_name=None)
     variables = initialise(model, jax.random.key(1), images)
     keys = jax.random.split(jax.random.key(3), BATCH)
     run = lambda v: model.apply(v, images, train=True, keys=keys, mutable=["batch_stats"])[0]  # noqa: E731
     pooled = jax.jit(run)(variables).pooled
-    far = lambda p: jnp.stack([p[0], p[1], jnp.full(p.shape[1:], 1e3)])  # noqa: E731
+    far = lambda p: jnp.stack([p[2], p[5], jnp.full(p.shape[1:], 1e3)])  # noqa: E731
     memory = {f"memory{i + 1}": far(p) for i, p in enumerate(pooled)}
     opt_state = optimizer.init(variables["params"])
     metrics = Metrics.zeros(len(pooled), UNITS)
