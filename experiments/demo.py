@@ -16,10 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments import suite
 from rmn_jax.analysis import memories
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
 from rmn_jax.commands import load_config
-from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
 from rmn_jax.train.run import Run
 
@@ -31,16 +31,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
     workdir = parser.parse_args().workdir
-    try:
-        summary = demo(workdir)
-    except UserError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    except Preempted as message:
-        print(f"demo: {message}", file=sys.stderr)
-        return 75
+    return suite.main(lambda: run(workdir), "demo")
+
+
+def run(workdir: pathlib.Path) -> None:
+    summary = demo(workdir)
     print(json.dumps({"summary": str(workdir / "summary.json"), "figures": summary["figures"]}))
-    return 0
 
 
 def demo(workdir: pathlib.Path) -> dict:

@@ -47,7 +47,7 @@ def rows(benchmark: str) -> list[suite.Row]:
 
 def main() -> int:
     parser = suite.parser(__doc__.splitlines()[0], "ladder")
-    parser.set_defaults(scale="paper", seeds=[0])
+    parser.set_defaults(scale="paper", own_seeds=(0,))
     arguments = parser.parse_args()
     return suite.main(lambda: suite.run_rows(arguments, rows(arguments.benchmark)))
 

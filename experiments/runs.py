@@ -15,10 +15,12 @@ from rmn_jax import config as configuration
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
 from rmn_jax.errors import Preempted
 from rmn_jax.four_step import run_training
-from rmn_jax.train.run import Run, write_file
+from rmn_jax.train.run import CONFIG_FILE, Run, write_file
 
+RESULT_FILE = "result.json"
 # Keys that step 1 does not depend on (the number of units it does, with conditional attention).
 _AFTER_STEM = ("unit_gradient", "balance_loss", "checkpoint", "eval_every_epochs", "eval_batch_size", "method")
+_FREE_DATA = ("workers", "data_dir", "path")
 
 
 def with_settings(config: ConfigDict, **settings: Any) -> ConfigDict:
@@ -43,19 +45,19 @@ def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) ->
     if not (workdir / "checkpoints").exists():
         _copy_stem(config, root, workdir, until)
     run = Run(config, workdir)
-    with _deadline(run, until):
+    with _Deadline(run, until):
         run_training(run)
     result = result_of(run)
-    finished = {"config": json.loads(configuration.to_json(config)), "result": result}
-    write_file(workdir / "result.json", json.dumps(finished) + "\n")
+    write_file(workdir / RESULT_FILE, json.dumps(result) + "\n")
     return result
 
 
 def known_result(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result of a finished run of exactly this configuration."""
-    path = workdir / "result.json"
-    known = json.loads(path.read_text()) if path.exists() else None
-    return known["result"] if known and known["config"] == json.loads(configuration.to_json(config)) else None
+    """The result of a finished run of this configuration (``FREE_KEYS`` aside), or None."""
+    path = workdir / RESULT_FILE
+    if not path.exists() or configuration.differences(configuration.from_json(workdir / CONFIG_FILE), config):
+        return None
+    return json.loads(path.read_text())
 
 
 def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
@@ -67,7 +69,7 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
     if not finished.exists():
         run = _StemRun(with_settings(config, method="rmn"), stem)
         try:
-            with _deadline(run, until):
+            with _Deadline(run, until):
                 run_training(run)
         except Preempted:
             if not run.reached_end:
@@ -86,6 +88,8 @@ def stem_key(config: ConfigDict) -> str:
     values = config.to_dict()
     for key in _AFTER_STEM:
         del values[key]
+    for key in _FREE_DATA:
+        del values["data"][key]
     model = values["model"]
     for key in ("memory_momentum", "metric"):
         del model[key]
@@ -106,7 +110,7 @@ class _StemRun(Run):
         return self.reached_end or super().should_stop(update, step)
 
 
-class _deadline:
+class _Deadline:
     """Asks a run to stop when the time is over."""
 
     def __init__(self, run: Run, until: float):

@@ -29,6 +29,7 @@ from rmn_jax.train.run import write_file
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / "results"
 BACKBONES = ("vgg16_bn", "resnet18", "resnet50", "efficientnet_b0")
+SEEDS = (0, 1, 2)
 BENCHMARKS = ("cifar100", "tiny_imagenet", "imagenet")
 
 
@@ -57,17 +58,20 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     result.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help="cpu: minutes a run on 2 cores")
     result.add_argument("--backbone", choices=BACKBONES, default="resnet18", help="of --scale=paper")
     result.add_argument("--benchmark", choices=BENCHMARKS, default="tiny_imagenet", help="of --scale=paper")
-    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    result.add_argument("--seeds", type=int, nargs="+", default=None, help="default: the experiment's own, 0 1 2 or 0")
     result.add_argument("--rows", nargs="+", default=None, help="only rows whose name contains one of these words")
     result.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
     result.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
     result.add_argument("--workdir", type=pathlib.Path, default=None, help=f"default: runs/{name}_SCALE")
     result.add_argument(
-        "--out", type=pathlib.Path, default=None, help=f"default: experiments/results/{name}_SCALE.json"
+        "--out",
+        type=pathlib.Path,
+        default=None,
+        help=f"default: experiments/results/{name}_SCALE.json; with --rows, --seeds or --epochs: WORKDIR/results.json",
     )
     result.add_argument("--minutes", type=float, default=0, help="save and stop after so long, with exit status 75")
     result.add_argument("--finished", action="store_true", help="train nothing; put together the runs that are there")
-    result.set_defaults(name=name, module=name)
+    result.set_defaults(name=name, module=name, own_seeds=SEEDS)
     return result
 
 
@@ -96,20 +100,20 @@ def paper_config(arguments: argparse.Namespace, variant: str, **settings: Any) -
     return with_settings(load_config(f"{page}:{variant}"), **settings)
 
 
-def main(work: Callable[[], Any]) -> int:
+def main(work: Callable[[], Any], name: str = "experiment") -> int:
     """Runs an experiment's work; what a user can get wrong is one line and 2, a stop that saved is 75."""
     try:
         work()
     except UserError as error:
-        print(f"experiment: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Preempted as message:
-        print(f"experiment: {message}", file=sys.stderr)
+        print(f"{name}: {message}", file=sys.stderr)
         return 75
     return 0
 
 
-def run_rows(arguments: argparse.Namespace, rows: Sequence[Row], note: str = "") -> dict[str, Any]:
+def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, Any]:
     """Trains all rows over all seeds, writes the results file as they come, prints the table.
 
     Raises:
@@ -117,20 +121,21 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row], note: str = "")
       Preempted: asked to stop, or ``--minutes`` are over; the same command goes on.
     """
     root = arguments.workdir or pathlib.Path("runs") / f"{arguments.name}_{arguments.scale}"
-    out = arguments.out or RESULTS / f"{arguments.name}_{arguments.scale}.json"
+    out = arguments.out or default_out(arguments, root)
     rows = choose(rows, arguments)
     until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
-    jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
+    if jax.config.jax_compilation_cache_dir is None:  # seeds share programs
+        jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
     found: dict[str, list[dict]] = {row.name: [] for row in rows}
     summary: dict[str, Any] = {}
-    for seed in arguments.seeds:
+    for seed in arguments.seeds or arguments.own_seeds:
         for row in rows:
             config, name = with_settings(row.config, seed=seed), f"{row.slug}-{seed}"
             result = known_result(config, root / name) if arguments.finished else run_once(config, root, name, until)
             if result is None:
                 continue
             found[row.name].append(result)
-            summary = summarise(arguments, rows, found, note)
+            summary = summarise(arguments, rows, found)
             out.parent.mkdir(parents=True, exist_ok=True)
             write_file(out, json.dumps(summary, indent=1) + "\n")
     if not summary:
@@ -138,6 +143,13 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row], note: str = "")
     print(to_markdown(summary))
     print(json.dumps({"results": str(out)}))
     return summary
+
+
+def default_out(arguments: argparse.Namespace, root: pathlib.Path) -> pathlib.Path:
+    """Where results go: a part of an experiment, or a trial, does not take the place of the published results."""
+    if arguments.rows or arguments.seeds or arguments.epochs:
+        return root / "results.json"
+    return RESULTS / f"{arguments.name}_{arguments.scale}.json"
 
 
 def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
@@ -152,7 +164,7 @@ def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
     return [row._replace(config=with_settings(row.config, **settings)) for row in chosen]
 
 
-def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]], note: str) -> dict[str, Any]:
+def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> dict[str, Any]:
     """The results file: where, when and with what, and each row's runs with mean and standard deviation."""
     table = []
     for row in rows:
@@ -179,7 +191,6 @@ def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]], note
         "command": " ".join([f"python -m experiments.{arguments.module}", *chosen]),
         "commit": commit(),
         **machine(),
-        "note": note,
         "rows": table,
     }
 

@@ -107,3 +107,10 @@ def test_every_experiment_has_rows_that_a_run_accepts(scale):
     for row in found:
         validate(row.config, device_count=1)
     assert len({row.slug for row in batch_size.cpu_rows()}) == len(batch_size.cpu_rows())
+
+
+def test_a_part_of_an_experiment_does_not_take_the_place_of_the_published_results(tmp_path):
+    parse = lambda *words: suite.parser("A trial.", "trial").parse_args([f"--workdir={tmp_path}", *words])  # noqa: E731
+    assert suite.default_out(parse(), tmp_path) == suite.RESULTS / "trial_cpu.json"
+    for part in (["--rows", "rmn"], ["--seeds", "1"], ["--epochs", "2"]):
+        assert suite.default_out(parse(*part), tmp_path) == tmp_path / "results.json"
