@@ -1,10 +1,11 @@
-"""The paper's ablations (Table 1, Figure 4) and two questions beyond it, one part a command.
+"""The paper's ablations (Table 1, Figure 4) and questions beyond it, one part a command.
 
 python -m experiments.ablations units --scale=cpu       # N = 1, 2, 4, 8, 16
 python -m experiments.ablations batch --scale=cpu       # the batch, with the dead PUs it leaves
 python -m experiments.ablations momentum --scale=cpu    # alpha of eq. 9
 python -m experiments.ablations attention --scale=cpu   # attention with and without its condition, plain and routed
 python -m experiments.ablations beyond --scale=cpu      # a unit's gradient over its own inputs; cosine memories
+python -m experiments.ablations epochs --scale=cpu      # three times the training: is an RMN slower, or worse?
 """
 
 import sys
@@ -12,7 +13,7 @@ import sys
 from experiments import suite
 from experiments.paper import ATTENTION_TOP1
 
-PARTS = ("units", "batch", "momentum", "attention", "beyond")
+PARTS = ("units", "batch", "momentum", "attention", "beyond", "epochs")
 
 
 def rows(arguments) -> list[suite.Row]:
@@ -44,6 +45,19 @@ def rows(arguments) -> list[suite.Row]:
             suite.Row("RMN, SE (no condition)", make("rmn_no_ca", model__attention="se"), paper.get("rmn_se")),
             suite.Row("RMN, CA", make("rmn"), paper.get("rmn")),
         ]
+    if arguments.part == "epochs":
+        found = []
+        for epochs, stem_epochs in ((routed.epochs, routed.stem_epochs), (3 * routed.epochs, 3 * routed.stem_epochs)):
+            for name, variant, settings in (
+                ("Original", "plain", {"batch_size": large}),
+                ("RMN", "rmn_no_ca", {}),
+                ("RMN, own gradient", "rmn_no_ca", {"unit_gradient": "own"}),
+                ("RMN with CA", "rmn", {}),
+                ("Random routing", "rmn_no_ca", {"model__router": "random"}),
+            ):
+                config = make(variant, epochs=epochs, stem_epochs=stem_epochs, **settings)
+                found.append(suite.Row(f"{name}, {epochs} epochs", config))
+        return found
     return [
         suite.Row(f"RMN, N = {units}", routed),
         suite.Row("a unit's gradient over its own inputs", make("rmn_no_ca", unit_gradient="own")),

@@ -19,14 +19,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import suite
-from experiments.runs import as_published
+from experiments.runs import as_published, folder_of, run_once
 from rmn_jax import config as configuration
 from rmn_jax.analysis import report
 from rmn_jax.analysis.study import read_metrics, study
 from rmn_jax.bench.measure import machine
 from rmn_jax.commands import load_config
 from rmn_jax.errors import UserError
-from rmn_jax.four_step import run_training
 from rmn_jax.train.run import CONFIG_FILE, Run, write_file
 
 PAGE = pathlib.Path(__file__).parent.parent / "configs" / "resnet18_tiny_imagenet.py"
@@ -40,7 +39,7 @@ def main() -> int:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=("cpu", "paper"), help="what to train (default: cpu)")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/memory_analysis"))
+    parser.add_argument("--workdir", type=pathlib.Path, help="default: runs/experiments_SCALE")
     parser.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
     parser.add_argument("--top_k", type=int, default=8, help="images a memory (default: 8)")
     parser.add_argument("--run", type=pathlib.Path, help="the folder of `rmn train`; nothing is trained")
@@ -96,9 +95,9 @@ def train(arguments: argparse.Namespace) -> Run:
     config.data.data_dir = arguments.data_dir
     if arguments.epochs:
         config.epochs, config.stem_epochs = arguments.epochs, max(1, arguments.epochs // 3)
-    run = Run(config, arguments.workdir / scale)
-    run_training(run)
-    return run
+    root = arguments.workdir or suite.default_root(scale)
+    run_once(config, root, "rmn_with_ca", until=float("inf"))
+    return Run(config, folder_of(config, root, "rmn_with_ca"))
 
 
 def open_run(arguments: argparse.Namespace) -> Run:

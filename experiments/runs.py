@@ -15,12 +15,11 @@ from rmn_jax import config as configuration
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
 from rmn_jax.errors import Preempted
 from rmn_jax.four_step import run_training
-from rmn_jax.train.run import CONFIG_FILE, Run, write_file
+from rmn_jax.train.run import Run, write_file
 
 RESULT_FILE = "result.json"
-# Keys that step 1 does not depend on (the number of units it does, with conditional attention).
-_AFTER_STEM = ("unit_gradient", "balance_loss", "checkpoint", "eval_every_epochs", "eval_batch_size", "method")
-_FREE_DATA = ("workers", "data_dir", "path")
+# Keys that step 1 does not depend on, beside those that nothing does (and see ``stem_key``).
+_AFTER_STEM = ("unit_gradient", "balance_loss", "method", "model.memory_momentum", "model.metric")
 
 
 def with_settings(config: ConfigDict, **settings: Any) -> ConfigDict:
@@ -35,13 +34,13 @@ def as_published(config: ConfigDict) -> dict[str, Any]:
     return json.loads(configuration.to_json(with_settings(config, data__data_dir="", data__path="")))
 
 
-def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) -> dict[str, Any]:
-    """A run's result, from its ``result.json`` or by training; see ``result_of``."""
-    workdir = root / name
-    result = known_result(config, workdir)
+def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) -> dict[str, Any]:
+    """A run's result, from its ``result.json`` or by training; see ``result_of`` and ``folder_of``."""
+    workdir = folder_of(config, root, slug)
+    result = known_result(workdir)
     if result is not None:
         return result
-    print(f"\n{name}", file=sys.stderr, flush=True)
+    print(f"\n{workdir.name}", file=sys.stderr, flush=True)
     if not (workdir / "checkpoints").exists():
         _copy_stem(config, root, workdir, until)
     run = Run(config, workdir)
@@ -52,12 +51,20 @@ def run_once(config: ConfigDict, root: pathlib.Path, name: str, until: float) ->
     return result
 
 
-def known_result(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result of a finished run of this configuration (``FREE_KEYS`` aside), or None."""
+def folder_of(config: ConfigDict, root: pathlib.Path, slug: str) -> pathlib.Path:
+    """Where a configuration's run is, whichever experiment's row began it, or else will be: ``SLUG-SEED-KEY``."""
+    key = _digest(configuration.binding(config))
+    return next(root.glob(f"*-{key}"), root / f"{slug}-{config.seed}-{key}")
+
+
+def known_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result of the finished run in this folder, or None."""
     path = workdir / RESULT_FILE
-    if not path.exists() or configuration.differences(configuration.from_json(workdir / CONFIG_FILE), config):
-        return None
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
@@ -85,19 +92,13 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
 
 def stem_key(config: ConfigDict) -> str:
     """The same for two configurations exactly if their step 1 is the same."""
-    values = config.to_dict()
-    for key in _AFTER_STEM:
-        del values[key]
-    for key in _FREE_DATA:
-        del values["data"][key]
-    model = values["model"]
-    for key in ("memory_momentum", "metric"):
-        del model[key]
-    if model["attention"] != "conditional" and model["router"] != "learned":
-        del model["num_units"]
-    if model["router"] != "learned":
-        del model["router"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    values = configuration.binding(config)
+    unused = list(_AFTER_STEM)
+    if config.model.router != "learned":  # whose gates are parameters from the start
+        unused.append("model.router")
+        if config.model.attention != "conditional":  # whose random condition is one of N
+            unused.append("model.num_units")
+    return _digest({key: value for key, value in values.items() if key not in unused})
 
 
 class _StemRun(Run):

@@ -2,8 +2,8 @@
 
 An experiment is a list of ``Row``s. ``run_rows`` trains every row with every seed, all rows of the first seed first,
 and writes the results file after each run, so that whatever stops it leaves what is known. Started again it goes on:
-finished runs are read, an unfinished one resumes. Rows that agree in everything that step 1 depends on share its
-training: it is run once and copied.
+finished runs are read, an unfinished one resumes. A configuration is trained once, however many experiments have it as
+a row, and rows that agree in everything that step 1 depends on share its training: it is run once and copied.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.runs import as_published, known_result, run_once, with_settings
+from experiments.runs import as_published, folder_of, known_result, run_once, with_settings
 from rmn_jax import config as configuration
 from rmn_jax.bench.measure import machine
 from rmn_jax.commands import load_config
@@ -62,12 +62,12 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     result.add_argument("--rows", nargs="+", default=None, help="only rows whose name contains one of these words")
     result.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
     result.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
-    result.add_argument("--workdir", type=pathlib.Path, default=None, help=f"default: runs/{name}_SCALE")
+    result.add_argument("--workdir", type=pathlib.Path, default=None, help="default: runs/experiments_SCALE")
     result.add_argument(
         "--out",
         type=pathlib.Path,
         default=None,
-        help=f"default: experiments/results/{name}_SCALE.json; with --rows, --seeds or --epochs: WORKDIR/results.json",
+        help="default: experiments/results/NAME_SCALE.json; with --rows, --seeds, --epochs: WORKDIR/NAME_trial.json",
     )
     result.add_argument("--minutes", type=float, default=0, help="save and stop after so long, with exit status 75")
     result.add_argument("--finished", action="store_true", help="train nothing; put together the runs that are there")
@@ -120,7 +120,7 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, An
       UserError: see ``Run``; no row of that name.
       Preempted: asked to stop, or ``--minutes`` are over; the same command goes on.
     """
-    root = arguments.workdir or pathlib.Path("runs") / f"{arguments.name}_{arguments.scale}"
+    root = arguments.workdir or default_root(arguments.scale)
     out = arguments.out or default_out(arguments, root)
     rows = choose(rows, arguments)
     until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
@@ -130,8 +130,11 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, An
     summary: dict[str, Any] = {}
     for seed in arguments.seeds or arguments.own_seeds:
         for row in rows:
-            config, name = with_settings(row.config, seed=seed), f"{row.slug}-{seed}"
-            result = known_result(config, root / name) if arguments.finished else run_once(config, root, name, until)
+            config = with_settings(row.config, seed=seed)
+            if arguments.finished:
+                result = known_result(folder_of(config, root, row.slug))
+            else:
+                result = run_once(config, root, row.slug, until)
             if result is None:
                 continue
             found[row.name].append(result)
@@ -145,10 +148,15 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, An
     return summary
 
 
+def default_root(scale: str) -> pathlib.Path:
+    """The folder of all experiments' runs: one that two of them have in common is trained once."""
+    return pathlib.Path("runs") / f"experiments_{scale}"
+
+
 def default_out(arguments: argparse.Namespace, root: pathlib.Path) -> pathlib.Path:
     """Where results go: a part of an experiment, or a trial, does not take the place of the published results."""
     if arguments.rows or arguments.seeds or arguments.epochs:
-        return root / "results.json"
+        return root / f"{arguments.name}_trial.json"
     return RESULTS / f"{arguments.name}_{arguments.scale}.json"
 
 

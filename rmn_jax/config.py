@@ -3,6 +3,7 @@
 import difflib
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -192,18 +193,23 @@ def from_json(path: pathlib.Path) -> ConfigDict:
 
 def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
     """What two configurations disagree on, as ``key: a != b``, leaving out ``FREE_KEYS``."""
+    a, b = binding(one), binding(other)
+    return [
+        f"config.{key}: {a.get(key)!r} there, {b.get(key)!r} here"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
 
-    def flatten(tree: dict, prefix: str = "") -> dict:
-        flat: dict = {}
+
+def binding(config: ConfigDict) -> dict[str, Any]:
+    """What a run's numbers depend on: every key but ``FREE_KEYS``, flat (``"model.num_units": 8``)."""
+
+    def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
         for key, value in tree.items():
             name = f"{prefix}{key}"
             flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
         return flat
 
-    a, b = flatten(one.to_dict()), flatten(other.to_dict())
     free = lambda key: any(key == name or key.startswith(name + ".") for name in FREE_KEYS)  # noqa: E731
-    return [
-        f"config.{key}: {a.get(key)!r} there, {b.get(key)!r} here"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not free(key)
-    ]
+    return {key: value for key, value in flatten(config.to_dict()).items() if not free(key)}

@@ -66,14 +66,22 @@ def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
 def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path, monkeypatch):
     folder, summary = finished
     shutil.copytree(folder / "runs", tmp_path / "runs")
-    (tmp_path / "runs" / "rmn-3" / "result.json").unlink()
+    (unfinished,) = (tmp_path / "runs").glob("rmn-3-*")
+    (unfinished / "result.json").unlink()
     only = suite.run_rows(arguments(tmp_path, "--finished"), rows())
     assert [row["row"] for row in only["rows"]] == ["Original"]
     trained = []
     monkeypatch.setattr(runs, "run_training", lambda run: trained.append(run.workdir.name) or run_training(run))
     again = suite.run_rows(arguments(tmp_path), rows())
-    assert trained == ["rmn-3"]
+    assert trained == [unfinished.name]
     assert again["rows"] == summary["rows"]
+
+
+def test_a_configuration_is_trained_once_whatever_its_row_is_called(finished, monkeypatch):
+    folder, summary = finished
+    monkeypatch.setattr(runs, "run_training", lambda run: pytest.fail(f"trained {run.workdir}"))
+    other = suite.run_rows(arguments(folder), [suite.Row("N = 2", small("rmn_no_ca", eval_every_epochs=2))])
+    assert other["rows"][0]["runs"] == summary["rows"][1]["runs"]
 
 
 def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys):
@@ -113,4 +121,4 @@ def test_a_part_of_an_experiment_does_not_take_the_place_of_the_published_result
     parse = lambda *words: suite.parser("A trial.", "trial").parse_args([f"--workdir={tmp_path}", *words])  # noqa: E731
     assert suite.default_out(parse(), tmp_path) == suite.RESULTS / "trial_cpu.json"
     for part in (["--rows", "rmn"], ["--seeds", "1"], ["--epochs", "2"]):
-        assert suite.default_out(parse(*part), tmp_path) == tmp_path / "results.json"
+        assert suite.default_out(parse(*part), tmp_path) == tmp_path / "trial_trial.json"
