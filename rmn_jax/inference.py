@@ -4,6 +4,7 @@ Axes: B inputs, N units, S stages, K classes (see ``rmn_jax``).
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -23,9 +24,10 @@ class Prediction(NamedTuple):
     assignment: jax.Array
 
 
-# XLA:CPU fuses element-wise operations into convolutions before it looks for convolutions that its fast library
-# (YNNPACK) takes, and then finds few. Fusing convolutions with that library one by one finds all.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
+# XLA:CPU fuses element-wise operations into convolutions and products before it looks for those that its fast library
+# (YNNPACK) takes, and then finds few. Handing them over one by one finds all.
+_ONE_BY_ONE = ("LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT")
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ",".join(_ONE_BY_ONE)}
 
 
 def compiler_options() -> dict[str, Any]:
@@ -38,13 +40,14 @@ def compile_inference(
 ) -> Callable[[jax.Array], Prediction]:
     """Compiles a network in evaluation mode for one shape of input.
 
-    A single image goes through ``lax.switch`` over each stage's units with their parameters held apart: the branch
-    taken reads its own weights in place, where slicing them out of the stacked leaves would copy them first. Larger
-    batches go through the routed convolutions.
+    Kernels are brought into the form that is fastest for their layer once (``rmn_jax.ops.prepared``). A single image
+    goes through ``lax.switch`` over each stage's units with their variables held apart: the branch taken reads its
+    own weights in place, where slicing them out of the stacked leaves would copy them first. Larger batches go
+    through the routed convolutions.
 
     Args:
       model: plain or routed; a plain network with conditional attention needs a condition and is refused.
-      variables: its variables; they are kept by the returned function.
+      variables: its variables; what is needed of them is copied.
       images: shape [B, H, W, 3] and dtype of what it will be given, normalised as in training.
 
     Returns:
@@ -57,62 +60,141 @@ def compile_inference(
         raise ValueError("a plain network with conditional attention has no condition of its own in inference")
     if model.routed and model.router == "random":
         raise ValueError("a randomly routed network has no unit of its own for an image in inference")
-    model = model.clone(axis_name=None)
-    if model.routed and model.router == "memory" and images.shape[0] == 1:
-        apart = _apart(variables, model.num_units)
-        function = lambda apart, x: _single(model, apart, x)  # noqa: E731
+    model = model.clone(axis_name=None, prepared=True)
+    function: Callable
+    weights: Any
+    if images.shape[0] == 1 and (model.router == "memory" or not model.routed):
+        function, weights = _single_image(model, variables, images)
     else:
-        apart = variables
+        function, weights = functools.partial(_batch, model), _prepare(model, images)(variables)
 
-        def function(variables, x):
-            outputs = cast(Outputs, model.apply(variables, x))
-            return Prediction(outputs.logits, outputs.assignment)
-
-    lowered = jax.jit(function).lower(apart, images)
+    lowered = jax.jit(function).lower(weights, images)
     try:
         compiled = lowered.compile(compiler_options=compiler_options())
     except jax.errors.JaxRuntimeError:  # an XLA that does not know the option
         compiled = lowered.compile()
-    return lambda x: compiled(apart, x)
+    return lambda x: compiled(weights, x)
 
 
-def _apart(variables: dict[str, Any], num_units: int) -> dict[str, Any]:
-    """The variables with each unit's procedure as arrays of its own: ``{"shared", "units": (N trees), "memory"}``."""
-    stacked = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-    unit = lambda j: jax.tree_util.tree_map_with_path(  # noqa: E731
-        lambda path, leaf: jnp.array(leaf[j]) if is_procedural(path) else None, stacked
+def _prepare(model: RMN, images: jax.ShapeDtypeStruct) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A compiled function of variables that puts prepared arrays in the place of those that they are made from."""
+
+    @jax.jit
+    def prepared(variables):
+        # Of this forward pass only the prepared arrays are used; the compiler leaves out the rest.
+        return model.apply(variables, jnp.zeros(images.shape, images.dtype), mutable=["prepared"])[1]["prepared"]
+
+    def run(variables: dict[str, Any]) -> dict[str, Any]:
+        made = prepared(variables)
+        needed = {kind: _unprepared(tree, made) for kind, tree in variables.items() if kind != "batch_stats"}
+        return {**needed, "prepared": made}
+
+    return run
+
+
+def _unprepared(tree: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """The leaves that a network with prepared arrays still reads."""
+    kept = {}
+    for name, part in tree.items():
+        if isinstance(part, dict):
+            kept[name] = _unprepared(part, made.get(name, {}))
+        elif "affine" not in made and name not in made:  # of a norm nothing is left, of a convolution the bias
+            kept[name] = part
+    return kept
+
+
+class _Pack(NamedTuple):
+    """A tree of float32 arrays as few arrays: the ``large`` ones, and all others end to end in ``small`` [M].
+
+    A call hands every array to the runtime one by one, which for the thousands of vectors of N units takes as long as
+    a layer.
+    """
+
+    large: tuple[jax.Array, ...]
+    small: jax.Array
+
+
+_LARGE = 2**14
+
+
+def _pack(tree: Any) -> _Pack:
+    leaves = jax.tree.leaves(tree)
+    small = [leaf.reshape(-1) for leaf in leaves if leaf.size < _LARGE]
+    return _Pack(tuple(leaf for leaf in leaves if leaf.size >= _LARGE), jnp.concatenate([jnp.zeros(0), *small]))
+
+
+def _unpack(packed: _Pack, like: Any) -> Any:
+    """The tree again; ``like`` is that tree or one of its shapes."""
+    leaves, treedef = jax.tree.flatten(like)
+    large, found, start = list(packed.large), [], 0
+    for leaf in leaves:
+        size = math.prod(leaf.shape)
+        if size >= _LARGE:
+            found.append(large.pop(0))
+        else:
+            found.append(packed.small[start : start + size].reshape(leaf.shape))
+            start += size
+    return jax.tree.unflatten(treedef, found)
+
+
+class _Apart(NamedTuple):
+    """A network's variables part by part, with a tuple of packed units for each stage (one unit when plain)."""
+
+    stem: dict[str, Any]
+    stages: list[tuple[_Pack, ...]]
+    attentions: list[dict[str, Any]]
+    head: dict[str, Any]
+    memories: list[jax.Array]
+
+
+def _single_image(model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeStruct) -> tuple[Callable, _Apart]:
+    """The function of ``(weights, image)`` for one image, and its weights."""
+    prepare = _prepare(model.clone(routed=False, attention="none"), images)
+    trained: dict[str, Any] = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
+
+    def unit(j: int) -> dict[str, Any]:
+        own = lambda path, leaf: leaf[j] if model.routed and is_procedural(path) else leaf  # noqa: E731
+        return prepare(jax.tree_util.tree_map_with_path(own, trained))
+
+    units = [unit(j) for j in range(model.num_units if model.routed else 1)]
+    part = lambda tree, name: {kind: parts[name] for kind, parts in tree.items() if name in parts}  # noqa: E731
+    stages = range(1, len(model.backbone.stages) + 1)
+    apart = _Apart(
+        stem=part(units[0], "stem"),
+        stages=[tuple(_pack(part(tree, f"stage{i}")) for tree in units) for i in stages],
+        attentions=[part(trained, f"attention{i}") for i in stages],
+        head=part(units[0], "head"),
+        memories=[variables["memory"][f"memory{i}"] for i in stages] if model.routed else [],
     )
-    shared = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_procedural(path) else leaf, stacked)
-    return {
-        "shared": shared,
-        "units": tuple(unit(j) for j in range(num_units)),
-        "memory": variables["memory"],
-    }
+    like = [jax.eval_shape(lambda tree: tree, part(units[0], f"stage{i}")) for i in stages]
+    return functools.partial(_single, model, like), apart
 
 
-def _part(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    return {collection: parts[name] for collection, parts in tree.items() if name in parts}
-
-
-def _apply(module, variables: dict[str, Any], x: jax.Array) -> jax.Array:
-    return module.apply(variables, x)
-
-
-def _single(model: RMN, apart: dict[str, Any], image: jax.Array) -> Prediction:
+def _single(model: RMN, like: list[Any], weights: _Apart, image: jax.Array) -> Prediction:
     """One image, [1, H, W, 3], through the one procedure of each stage that its features choose."""
-    shared, units, backbone = apart["shared"], apart["units"], model.backbone
-    layers = model.plain_layers()
-    x = _apply(backbone.stem(layers=layers), _part(shared, "stem"), image.astype(model.dtype))
+    backbone, layers = model.backbone, model.plain_layers()
+    x = _apply(backbone.stem(layers=layers), weights.stem, image.astype(model.dtype))
     assignment = []
     for i, make_stage in enumerate(backbone.stages):
-        unit = routing.nearest_unit(routing.global_average_pool(x), apart["memory"][f"memory{i + 1}"], model.metric)
-        stage = make_stage(layers=layers)
-        procedures = [functools.partial(stage.apply, _part(tree, f"stage{i + 1}")) for tree in units]
-        x = jax.lax.switch(unit[0], procedures, x)
+        stage, unit = make_stage(layers=layers), jnp.full((1,), -1, jnp.int32)
+        procedure = lambda own, x, stage=stage, i=i: _apply(stage, _unpack(own, like[i]), x)  # noqa: E731
+        if model.routed:
+            unit = routing.nearest_unit(routing.global_average_pool(x), weights.memories[i], model.metric)
+            x = jax.lax.switch(unit[0], [functools.partial(procedure, own) for own in weights.stages[i]], x)
+        else:
+            x = procedure(weights.stages[i][0], x)
         if model.attention != "none":
-            condition = model.num_units if model.attention == "conditional" else None
-            attention = ConditionalAttention(condition)
-            x = cast(jax.Array, attention.apply(_part(shared, f"attention{i + 1}"), x, unit))
+            attention = ConditionalAttention(model.num_units if model.attention == "conditional" else None)
+            x = _apply(attention, weights.attentions[i], x, unit)
         assignment.append(unit)
-    logits = _apply(backbone.head(layers=layers), _part(shared, "head"), x)
+    logits = _apply(backbone.head(layers=layers), weights.head, x)
     return Prediction(logits.astype(jnp.float32), jnp.stack(assignment))
+
+
+def _batch(model: RMN, weights: dict[str, Any], images: jax.Array) -> Prediction:
+    outputs = cast(Outputs, model.apply(weights, images))
+    return Prediction(outputs.logits, outputs.assignment)
+
+
+def _apply(module, variables: dict[str, Any], *inputs: jax.Array) -> jax.Array:
+    return cast(jax.Array, module.apply(variables, *inputs))

@@ -45,6 +45,9 @@ class RoutedConv(nn.Module):
       num_units: N, or None for the plain layer.
       plan: the stage's route plan; needed when routed.
       dtype: compute type; parameters are float32.
+      backend: see ``rmn_jax.ops.conv``.
+      prepared: for inference: the kernel is that of the collection ``prepared``, in the form that
+        ``rmn_jax.ops.prepared`` chooses, and made from the parameter where that collection does not have it yet.
     """
 
     features: int
@@ -56,15 +59,22 @@ class RoutedConv(nn.Module):
     plan: RoutePlan | None = None
     dtype: Any = jnp.float32
     backend: str = "auto"
+    prepared: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = leaf_shape((*self.kernel_size, x.shape[-1], self.features), self.num_units)
-        kernel = self.param("kernel", per_unit(kernel_init, self.num_units), shape).astype(self.dtype)
+        parameter = lambda: self.param("kernel", per_unit(kernel_init, self.num_units), shape)  # noqa: E731
         x = x.astype(self.dtype)
-        if self.plan is None:
-            y = ops.conv(x, kernel, strides=self.strides, padding=self.padding)
+        if self.prepared:
+            window = ops.Window.make(*self.kernel_size, self.strides, self.padding)
+            form = ops.choose_form(x.shape, window, self.dtype)
+            kernel = self.variable("prepared", "kernel", lambda: ops.prepare(parameter(), form)).value
+            y = ops.prepared_conv(x, kernel.astype(self.dtype), form, window, self.plan, self.backend)
+        elif self.plan is None:
+            y = ops.conv(x, parameter().astype(self.dtype), strides=self.strides, padding=self.padding)
         else:
+            kernel = parameter().astype(self.dtype)
             y = ops.routed_conv(x, kernel, self.plan, strides=self.strides, padding=self.padding, backend=self.backend)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
@@ -108,6 +118,8 @@ class RoutedBatchNorm(nn.Module):
     Attributes:
       train: batch statistics if True, running ones if False.
       axis_name: mesh axis of the global batch, or None.
+      prepared: for inference: the collection ``prepared`` holds what the running statistics and parameters come to, a
+        factor and a shift; they are made from those where it does not have them yet.
     """
 
     train: bool
@@ -117,14 +129,14 @@ class RoutedBatchNorm(nn.Module):
     num_units: int | None = None
     plan: RoutePlan | None = None
     axis_name: str | None = None
+    prepared: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = leaf_shape((x.shape[-1],), self.num_units)
-        scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if self.prepared:
+            factor, shift = self.variable("prepared", "affine", self._affine, x.shape[-1]).value
+            return ops.scale_and_shift(x, factor, shift, self.plan)
+        scale, bias, mean, variance = self._leaves(x.shape[-1])
         if not self.train:
             return ops.normalize(x, mean.value, variance.value, scale, bias, self.plan, self.epsilon)
         axis_name = None if self.is_initializing() else self.axis_name
@@ -135,6 +147,19 @@ class RoutedBatchNorm(nn.Module):
                 moved = self.momentum * running.value + (1.0 - self.momentum) * value
                 running.value = jax.lax.stop_gradient(jnp.where(used, moved, running.value))
         return ops.normalize(x, batch.mean, batch.variance, scale, bias, self.plan, self.epsilon)
+
+    def _leaves(self, channels: int):
+        shape = leaf_shape((channels,), self.num_units)
+        scale = self.param("scale", self.scale_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        return scale, bias, mean, variance
+
+    def _affine(self, channels: int) -> jax.Array:
+        """[2, C] or [2, N, C]: factor and shift."""
+        scale, bias, mean, variance = self._leaves(channels)
+        return jnp.stack(ops.affine(mean.value, variance.value, scale, bias, self.epsilon))
 
 
 class ConditionalAttention(nn.Module):

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rmn_jax.dropout import Dropout, StochasticDepth
 from rmn_jax.layers import Layers
 from rmn_jax.models.rmn import Backbone
+from rmn_jax.routing import global_average_pool
 
 
 class BlockSpec(NamedTuple):
@@ -87,7 +87,7 @@ class SqueezeExcitation(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(self.layers.conv, kernel_size=(1, 1), use_bias=True)
-        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32, keepdims=True)
+        pooled = global_average_pool(x)[:, None, None, :]
         gate = conv(x.shape[-1], name="excite")(nn.silu(conv(self.hidden, name="squeeze")(pooled)))
         return x * nn.sigmoid(gate).astype(x.dtype)
 
@@ -119,7 +119,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = global_average_pool(x)
         x = Dropout(self.dropout, self.layers, name="dropout")(x)
         init = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")  # uniform within 1 / sqrt(K)
         return nn.Dense(self.num_classes, kernel_init=init, name="fc")(x)

@@ -8,10 +8,10 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rmn_jax.layers import Layers
 from rmn_jax.models.rmn import Backbone
+from rmn_jax.routing import global_average_pool
 
 
 class Stem(nn.Module):
@@ -97,8 +97,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return nn.Dense(self.num_classes, name="fc")(x)
+        return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))
 
 
 def resnet(

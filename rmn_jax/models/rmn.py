@@ -77,6 +77,7 @@ class RMN(nn.Module):
         ``rmn_jax.models.routers``). Memories are kept with every router; only "memory" routes by them. With
         "learned" there are parameters ``gate1`` .., in the plain network too, where they wait unused.
       metric: between features and memories, see ``rmn_jax.routing.squared_distances``.
+      prepared: in inference, convolutions take their kernels from the collection ``prepared`` (``RoutedConv``).
     """
 
     backbone: Backbone
@@ -88,6 +89,7 @@ class RMN(nn.Module):
     backend: str = "auto"
     router: str = "memory"
     metric: str = "euclidean"
+    prepared: bool = False
 
     @nn.compact
     def __call__(
@@ -165,8 +167,22 @@ class RMN(nn.Module):
     def _layers(self, train: bool, keys, plan) -> Layers:
         units = None if plan is None else self.num_units
         return Layers(
-            conv=functools.partial(RoutedConv, num_units=units, plan=plan, dtype=self.dtype, backend=self.backend),
-            norm=functools.partial(RoutedBatchNorm, num_units=units, plan=plan, train=train, axis_name=self.axis_name),
+            conv=functools.partial(
+                RoutedConv,
+                num_units=units,
+                plan=plan,
+                dtype=self.dtype,
+                backend=self.backend,
+                prepared=self.prepared,
+            ),
+            norm=functools.partial(
+                RoutedBatchNorm,
+                num_units=units,
+                plan=plan,
+                train=train,
+                axis_name=self.axis_name,
+                prepared=self.prepared,
+            ),
             train=train,
             keys=keys,
             depthwise=functools.partial(RoutedDepthwise, num_units=units, plan=plan, dtype=self.dtype),

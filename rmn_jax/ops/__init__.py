@@ -2,6 +2,22 @@
 
 from rmn_jax.ops.conv import BACKENDS, conv, routed_conv
 from rmn_jax.ops.depthwise import depthwise, routed_depthwise
-from rmn_jax.ops.norm import batch_moments, normalize
+from rmn_jax.ops.norm import affine, batch_moments, normalize, scale_and_shift
+from rmn_jax.ops.prepared import choose_form, prepare, prepared_conv
+from rmn_jax.ops.window import Window
 
-__all__ = ["BACKENDS", "batch_moments", "conv", "depthwise", "normalize", "routed_conv", "routed_depthwise"]
+__all__ = [
+    "BACKENDS",
+    "Window",
+    "affine",
+    "batch_moments",
+    "choose_form",
+    "conv",
+    "depthwise",
+    "normalize",
+    "prepare",
+    "prepared_conv",
+    "routed_conv",
+    "routed_depthwise",
+    "scale_and_shift",
+]

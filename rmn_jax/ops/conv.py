@@ -124,12 +124,12 @@ def _plain(window, x, kernel):
 def _plain_forward(window, x, kernel):
     if not _tiled(x, kernel, window):
         return _plain(window, x, kernel), (x, kernel)
-    return loop.forward(x, kernel[None], _one_group(x.shape[0]), window), (x, kernel)
+    return loop.forward(x, kernel[None], one_group(x.shape[0]), window), (x, kernel)
 
 
 def _plain_backward(window, residuals, cotangent):
     x, kernel = residuals
-    group = _one_group(x.shape[0])
+    group = one_group(x.shape[0])
     if _tiled(x, kernel, window):
         dx = loop.input_gradient(cotangent, kernel[None], group, window, x.shape)
     else:
@@ -145,7 +145,7 @@ def _tiled(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
     return x.shape[1] * x.shape[2] >= loop.LARGE_MAP or kernel.size < loop.LARGE_KERNEL
 
 
-def _one_group(batch: int) -> RoutePlan:
+def one_group(batch: int) -> RoutePlan:
     """The plan of a batch that all goes to one unit."""
     rows = jnp.arange(batch, dtype=jnp.int32)
     return RoutePlan(

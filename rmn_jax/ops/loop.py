@@ -32,12 +32,12 @@ LARGE_KERNEL = 2**18
 
 def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
     """[B, H, W, C] sorted, [N, kh, kw, C, O] -> [B, OH, OW, O]."""
-    return _map_tiles(x, kernel, plan, lambda tile, own: products.convolve(tile, own, window))
+    return map_tiles(x, kernel, plan, lambda tile, own: products.convolve(tile, own, window))
 
 
 def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
-    return _map_tiles(dy, kernel, plan, lambda tile, own: products.input_gradient(tile, own, window, shape[1:3]))
+    return map_tiles(dy, kernel, plan, lambda tile, own: products.input_gradient(tile, own, window, shape[1:3]))
 
 
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
@@ -63,7 +63,7 @@ def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ..
     return lax.fori_loop(0, shape[0], of_unit, jnp.zeros(shape, jnp.float32))
 
 
-def _map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
+def map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
     """``function(tile of x, its unit's kernel)`` over all tiles of all units, into one array."""
     batch, result = x.shape[0], jax.eval_shape(function, x, kernel[0])
     positions = max(x.shape[1] * x.shape[2], result.shape[1] * result.shape[2])

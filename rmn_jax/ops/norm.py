@@ -67,8 +67,17 @@ def normalize(x, mean, variance, scale, bias, plan: RoutePlan | None, epsilon: f
     Returns:
       [B, H, W, C] in x's dtype.
     """
+    return scale_and_shift(x, *affine(mean, variance, scale, bias, epsilon), plan)
+
+
+def affine(mean, variance, scale, bias, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    """The factor and shift, each of their shape, by which ``normalize`` is one multiplication and one addition."""
     factor = scale * jax.lax.rsqrt(variance + epsilon)
-    shift = bias - mean * factor
+    return factor, bias - mean * factor
+
+
+def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, plan: RoutePlan | None) -> jax.Array:
+    """``x * factor + shift`` with each row's own unit's vectors, [N, C] with a plan, [C] without; in x's dtype."""
     if plan is not None:
         factor, shift = (rows_of_units(v, plan)[:, None, None, :] for v in (factor, shift))
     return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
