@@ -6,6 +6,7 @@ python -m experiments.ablations momentum --scale=cpu    # alpha of eq. 9
 python -m experiments.ablations attention --scale=cpu   # attention with and without its condition, plain and routed
 python -m experiments.ablations beyond --scale=cpu      # a unit's gradient over its own inputs; cosine memories
 python -m experiments.ablations epochs --scale=cpu      # three times the training: is an RMN slower, or worse?
+python -m experiments.ablations capacity --scale=cpu    # narrower networks: where parameters are what is missing
 """
 
 import sys
@@ -13,7 +14,7 @@ import sys
 from experiments import suite
 from experiments.paper import ATTENTION_TOP1
 
-PARTS = ("units", "batch", "momentum", "attention", "beyond", "epochs")
+PARTS = ("units", "batch", "momentum", "attention", "beyond", "epochs", "capacity")
 
 
 def rows(arguments) -> list[suite.Row]:
@@ -44,6 +45,18 @@ def rows(arguments) -> list[suite.Row]:
             suite.Row("RMN", make("rmn_no_ca"), paper.get("rmn_no_ca")),
             suite.Row("RMN, SE (no condition)", make("rmn_no_ca", model__attention="se"), paper.get("rmn_se")),
             suite.Row("RMN, CA", make("rmn"), paper.get("rmn")),
+        ]
+    if arguments.part == "capacity":
+        widths = (4, 8, 16) if cpu else (16, 32, 64)
+        return [
+            suite.Row(f"{name}, width {width}", make(variant, model__width=width, **settings))
+            for width in widths
+            for name, variant, settings in (
+                ("Original", "plain", {"batch_size": large}),
+                ("RMN", "rmn_no_ca", {}),
+                ("RMN with CA", "rmn", {}),
+                ("Random routing", "rmn_no_ca", {"model__router": "random"}),
+            )
         ]
     if arguments.part == "epochs":
         found = []

@@ -103,7 +103,7 @@ def _unprepared(tree: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-class _Pack(NamedTuple):
+class Pack(NamedTuple):
     """A tree of float32 arrays as few arrays: the ``large`` ones, and all others end to end in ``small`` [M].
 
     A call hands every array to the runtime one by one, which for the thousands of vectors of N units takes as long as
@@ -114,22 +114,23 @@ class _Pack(NamedTuple):
     small: jax.Array
 
 
-_LARGE = 2**14
+LARGE = 2**14  # values
 
 
-def _pack(tree: Any) -> _Pack:
+def pack(tree: Any) -> Pack:
+    """A tree's leaves in order, those of fewer than ``LARGE`` values end to end."""
     leaves = jax.tree.leaves(tree)
-    small = [leaf.reshape(-1) for leaf in leaves if leaf.size < _LARGE]
-    return _Pack(tuple(leaf for leaf in leaves if leaf.size >= _LARGE), jnp.concatenate([jnp.zeros(0), *small]))
+    small = [leaf.reshape(-1) for leaf in leaves if leaf.size < LARGE]
+    return Pack(tuple(leaf for leaf in leaves if leaf.size >= LARGE), jnp.concatenate([jnp.zeros(0), *small]))
 
 
-def _unpack(packed: _Pack, like: Any) -> Any:
+def unpack(packed: Pack, like: Any) -> Any:
     """The tree again; ``like`` is that tree or one of its shapes."""
     leaves, treedef = jax.tree.flatten(like)
     large, found, start = list(packed.large), [], 0
     for leaf in leaves:
         size = math.prod(leaf.shape)
-        if size >= _LARGE:
+        if size >= LARGE:
             found.append(large.pop(0))
         else:
             found.append(packed.small[start : start + size].reshape(leaf.shape))
@@ -141,7 +142,7 @@ class _Apart(NamedTuple):
     """A network's variables part by part, with a tuple of packed units for each stage (one unit when plain)."""
 
     stem: dict[str, Any]
-    stages: list[tuple[_Pack, ...]]
+    stages: list[tuple[Pack, ...]]
     attentions: list[dict[str, Any]]
     head: dict[str, Any]
     memories: list[jax.Array]
@@ -161,7 +162,7 @@ def _single_image(model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeS
     stages = range(1, len(model.backbone.stages) + 1)
     apart = _Apart(
         stem=part(units[0], "stem"),
-        stages=[tuple(_pack(part(tree, f"stage{i}")) for tree in units) for i in stages],
+        stages=[tuple(pack(part(tree, f"stage{i}")) for tree in units) for i in stages],
         attentions=[part(trained, f"attention{i}") for i in stages],
         head=part(units[0], "head"),
         memories=[variables["memory"][f"memory{i}"] for i in stages] if model.routed else [],
@@ -177,7 +178,7 @@ def _single(model: RMN, like: list[Any], weights: _Apart, image: jax.Array) -> P
     assignment = []
     for i, make_stage in enumerate(backbone.stages):
         stage, unit = make_stage(layers=layers), jnp.full((1,), -1, jnp.int32)
-        procedure = lambda own, x, stage=stage, i=i: _apply(stage, _unpack(own, like[i]), x)  # noqa: E731
+        procedure = lambda own, x, stage=stage, i=i: _apply(stage, unpack(own, like[i]), x)  # noqa: E731
         if model.routed:
             unit = routing.nearest_unit(routing.global_average_pool(x), weights.memories[i], model.metric)
             x = jax.lax.switch(unit[0], [functools.partial(procedure, own) for own in weights.stages[i]], x)

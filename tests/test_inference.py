@@ -5,16 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmn_jax.inference import compile_inference
-from rmn_jax.models import RMN, create_backbone, initialise
+from rmn_jax.inference import LARGE, compile_inference, pack, unpack
+from rmn_jax.models import RMN, create_backbone, efficientnet, initialise, resnet, vgg
+
+MBCONVS = ((((1, 3, 1, 16), 1),), (((6, 5, 2, 24), 2),))
+BACKBONES = {
+    "basic": resnet.resnet8(10, 8),
+    "bottleneck": resnet.resnet(resnet.Bottleneck, (1, 1), 16, 5, stem_kernel=3, stem_strides=1, pool=False),
+    "vgg": vgg.vgg(((16,), (16, 32)), 5, dropped_pools=1, grid=4, width=32),
+    "mbconv": efficientnet.efficientnet(MBCONVS, 5, small=False),
+}
+
+
+def shaken(leaf, key):
+    """Norms and biases that are not the initial ones and zeros."""
+    return leaf * (1 + 0.1 * jax.random.uniform(key, leaf.shape)) + 0.05 * jax.random.uniform(key, leaf.shape)
 
 
 @pytest.mark.parametrize("attention", ["none", "conditional"])
 @pytest.mark.parametrize("batch", [1, 5])
-def test_it_computes_what_the_network_computes(batch, attention):
-    model = RMN(create_backbone("resnet8", 10, 8), num_units=3, attention=attention)
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_it_computes_what_the_network_computes(name, batch, attention):
+    model = RMN(BACKBONES[name], num_units=3, attention=attention)
     images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
     variables = initialise(model, jax.random.key(0), images)
+    keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(variables)))
+    variables = jax.tree.map(shaken, variables, jax.tree.unflatten(jax.tree.structure(variables), list(keys)))
     # Memories at the features of three of the images, so that all units are used.
     expected = jax.jit(model.apply)(variables, images)
     variables = {**variables, "memory": {f"memory{i + 1}": p[:3] for i, p in enumerate(expected.pooled)}}
@@ -36,3 +52,15 @@ def test_plain_networks_too():
     np.testing.assert_allclose(compiled(images).logits, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="no condition"):
         compile_inference(model.clone(attention="conditional"), variables, jax.ShapeDtypeStruct((1, 8, 8, 3), "f4"))
+
+
+def test_packing_keeps_large_arrays_apart_and_gives_all_back():
+    tree = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((LARGE // 8, 8)), "d": jnp.float32(7)}, "e": jnp.zeros((2, 2))}
+    packed = pack(tree)
+    assert [leaf.shape for leaf in packed.large] == [(LARGE // 8, 8)]
+    np.testing.assert_array_equal(packed.small, [0, 1, 2, 7, 0, 0, 0, 0])
+    again = unpack(packed, jax.eval_shape(lambda: tree))
+    assert jax.tree.structure(again) == jax.tree.structure(tree)
+    for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
+        np.testing.assert_array_equal(leaf, expected)
+    assert pack({}).small.shape == (0,)

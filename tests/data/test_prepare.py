@@ -40,7 +40,8 @@ def test_it_needs_no_tensorflow_and_keeps_stdout_for_the_result(small_tiny_image
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_preparation_leaves_no_half_data_set(small_tiny_imagenet, tmp_path, number):
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without it
         "from rmn_jax.data import decode\n"
         "from rmn_jax.data.tiny_imagenet import builder\n"
         "check = builder.check_jpeg\n"
