@@ -220,7 +220,8 @@ def bench_conv(arguments: Namespace, overrides: Sequence[str]) -> None:
     report(
         lines(arguments.num_units, arguments.batch, arguments.rounds, arguments.backend),
         arguments.out,
-        f"rmn bench conv --num_units={arguments.num_units} --batch={arguments.batch} --rounds={arguments.rounds}",
+        f"rmn bench conv --num_units={arguments.num_units} --batch={arguments.batch} --rounds={arguments.rounds} "
+        f"--backend={arguments.backend}",
     )
 
 
@@ -234,7 +235,8 @@ def bench_step(arguments: Namespace, overrides: Sequence[str]) -> None:
         lines(arguments.backbone, arguments.image_size, arguments.batch, units, arguments.rounds, arguments.load),
         arguments.out,
         f"rmn bench step --backbone={arguments.backbone} --image_size={arguments.image_size} "
-        f"--batch={arguments.batch} --num_units {' '.join(map(str, units))} --rounds={arguments.rounds}",
+        f"--batch={arguments.batch} --num_units {' '.join(map(str, units))} --rounds={arguments.rounds} "
+        f"--load={arguments.load}",
     )
 
 

@@ -35,9 +35,23 @@ def compiler_options() -> dict[str, Any]:
     return dict(CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
 
 
-def compile_inference(
-    model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeStruct
-) -> Callable[[jax.Array], Prediction]:
+class CompiledNetwork(NamedTuple):
+    """A network compiled for one shape of input: call it with images of exactly that shape.
+
+    Attributes:
+      compiled: the program, of ``(weights, images)``.
+      weights: its prepared variables.
+    """
+
+    compiled: Any
+    weights: Any
+
+    def __call__(self, images: jax.Array) -> Prediction:
+        """[B, H, W, 3], normalised as in training, of the dtype it was compiled for."""
+        return self.compiled(self.weights, images)
+
+
+def compile_inference(model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeStruct) -> CompiledNetwork:
     """Compiles a network in evaluation mode for one shape of input.
 
     Kernels are brought into the form that is fastest for their layer once (``rmn_jax.ops.prepared``). A single image
@@ -51,7 +65,7 @@ def compile_inference(
       images: shape [B, H, W, 3] and dtype of what it will be given, normalised as in training.
 
     Returns:
-      A function of images of exactly that shape.
+      A function of images of that shape.
 
     Raises:
       ValueError: a plain network with conditional attention, or a randomly routed one.
@@ -73,7 +87,7 @@ def compile_inference(
         compiled = lowered.compile(compiler_options=compiler_options())
     except jax.errors.JaxRuntimeError:  # an XLA that does not know the option
         compiled = lowered.compile()
-    return lambda x: compiled(weights, x)
+    return CompiledNetwork(compiled, weights)
 
 
 def _prepare(model: RMN, images: jax.ShapeDtypeStruct) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """``rmn bench latency``: inference of one image or a batch, plain and routed (the paper's runtime table)."""
 
 import importlib.util
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -50,7 +51,7 @@ def bench_latency(
         variables = initialise(model, jax.random.key(1), inputs[0][:1])
         if routed:
             variables = {**variables, "memory": _spread(model, variables, images, num_units)}
-        sides[name] = _Turning(compile_inference(model, variables, shape), inputs)
+        sides[name] = _Turning(model, variables, shape, inputs)
     if importlib.util.find_spec("torch") and image_size == 224:  # the sizes torchvision's networks are for
         sides["torch eager"] = _TorchEager(backbone, inputs)
     seconds = interleave(sides, rounds)
@@ -63,18 +64,29 @@ def bench_latency(
             "num_units": num_units,
             "side": name,
             **summary(seconds[name], None if name == "plain" else seconds["plain"]),
-            "units_used": side.units_used,
+            **side.about,
         }
 
 
 class _Turning:
-    """A function called with another input each time, so that all units' weights are touched."""
+    """A compiled network called with another input each time, so that all units' weights are touched.
 
-    def __init__(self, function, inputs):
-        self._function, self._inputs, self._turn = function, inputs, 0
-        seen = np.concatenate([np.asarray(function(x).assignment) for x in inputs], axis=1)
-        # Of each stage, how many units some input takes.
-        self.units_used = [len(set(stage) - {-1}) for stage in seen.tolist()]
+    ``about``: of each stage, how many units some input takes; what compiling and preparing the weights took; the memory
+    of weights and of what is in between.
+    """
+
+    def __init__(self, model: RMN, variables, shape: jax.ShapeDtypeStruct, inputs):
+        started = time.perf_counter()
+        self._function, self._inputs, self._turn = compile_inference(model, variables, shape), inputs, 0
+        seconds = time.perf_counter() - started
+        seen = np.concatenate([np.asarray(self._function(x).assignment) for x in inputs], axis=1)
+        memory = self._function.compiled.memory_analysis()
+        self.about = {
+            "units_used": [len(set(stage) - {-1}) for stage in seen.tolist()],
+            "compile_seconds": round(seconds, 1),
+            "weights_megabytes": round(memory.argument_size_in_bytes / 1e6, 2),
+            "temporary_megabytes": round(memory.temp_size_in_bytes / 1e6, 1),
+        }
 
     def __call__(self):
         self._turn += 1
@@ -84,7 +96,7 @@ class _Turning:
 class _TorchEager:
     """The plain network as a PyTorch user runs it: eager, channels-last, without gradients."""
 
-    units_used: list[int] = []
+    about: dict[str, Any] = {}
 
     def __init__(self, backbone: str, inputs):
         import torch

@@ -1,5 +1,6 @@
 """``rmn bench step``: a whole update, plain and routed, at one batch size and over the number of units."""
 
+import importlib.util
 import math
 import time
 from collections.abc import Iterator
@@ -25,11 +26,16 @@ def bench_step(
     load: str = "random",
     attention: str = "none",
 ) -> Iterator[dict[str, Any]]:
-    """A line a network. Memories are drawn so that the load is near the named one; the line says what it was."""
+    """A line a network; for ResNets on small images, where torch is installed, also the plain one in torch eager.
+
+    The load is the named one; ``largest_share`` says what the fullest unit got.
+    """
     data = random_batch(batch, image_size, 100)
     network = create_backbone(backbone, 100, image_size)
-    sides = {"plain": Update(network, data, None, attention)}
+    sides: dict[str, Any] = {"plain": Update(network, data, None, attention)}
     sides |= {f"N={n}": Update(network, data, n, attention, load) for n in units}
+    if importlib.util.find_spec("torch") and backbone in ("resnet18", "resnet50") and image_size <= 64:
+        sides["torch eager"] = _TorchUpdate(backbone, data)
     seconds = interleave(sides, rounds)
     for name, side in sides.items():
         yield {
@@ -40,9 +46,7 @@ def bench_step(
             "attention": attention,
             "side": name,
             **summary(seconds[name], None if name == "plain" else seconds["plain"]),
-            "compile_seconds": round(side.compile_seconds, 1),
-            "temporary_megabytes": round(side.temporary_bytes / 1e6, 1),
-            "largest_share": side.largest_share(),
+            **side.about(),
         }
 
 
@@ -120,6 +124,40 @@ class Update:
         """The share of its stage's inputs that the fullest unit got; None when plain."""
         load = np.asarray(self.state.metrics.load)
         return round(float((load.max(-1) / load.sum(-1)).max()), 3) if load.size else None
+
+    def about(self) -> dict[str, Any]:
+        """What a line says beside the times."""
+        return {
+            "compile_seconds": round(self.compile_seconds, 1),
+            "temporary_megabytes": round(self.temporary_bytes / 1e6, 1),
+            "largest_share": self.largest_share(),
+        }
+
+
+class _TorchUpdate:
+    """The plain network's update as a PyTorch user runs it: eager, channels-last, SGD with momentum."""
+
+    def __init__(self, backbone: str, data: dict[str, jax.Array]):
+        import torch
+
+        from rmn_jax.bench import torch_networks
+
+        network = torch_networks.build(backbone, 100, small=True).to(memory_format=torch.channels_last)
+        images = np.asarray(data["image"], np.float32) / 64 - 2
+        self._images = torch.from_numpy(images).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+        self._labels = torch.from_numpy(np.asarray(data["label"], np.int64))
+        self._network, self._loss = network.train(), torch.nn.functional.cross_entropy
+        self._optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
+
+    def __call__(self) -> float:
+        self._optimizer.zero_grad()
+        loss = self._loss(self._network(self._images), self._labels)
+        loss.backward()
+        self._optimizer.step()
+        return loss.item()
+
+    def about(self) -> dict[str, Any]:
+        return {}
 
 
 def _variables(model: RMN, image: tuple[int, ...]) -> dict[str, Any]:

@@ -47,11 +47,12 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18 or -50 at 224 pixels."""
+    """ResNet-18 or -50 at 224 pixels; ``small`` drops the first two downsamplings, as for 32 and 64 pixels."""
 
-    def __init__(self, depths, expansion, num_classes):
+    def __init__(self, depths, expansion, num_classes, small=False):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        self.small = small
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 1 if small else 2, 3, bias=False), nn.BatchNorm2d(64)
         channels = 64
         for i, depth in enumerate(depths):
             width = 64 * 2**i
@@ -63,7 +64,8 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
     def forward(self, x):  # noqa: D102
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = x if self.small else F.max_pool2d(x, 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))
 
@@ -141,13 +143,14 @@ class EfficientNet(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
-def build(name, num_classes, vgg_width=4096):
-    """A backbone by its name in ``rmn_jax.models``."""
+def build(name, num_classes, vgg_width=4096, small=False):
+    """A backbone by its name in ``rmn_jax.models``; ``small`` is for ResNets."""
     if name == "vgg16_bn":
         return Vgg(num_classes, vgg_width)
     if name == "efficientnet_b0":
         return EfficientNet(num_classes)
-    return ResNet((2, 2, 2, 2), 1, num_classes) if name == "resnet18" else ResNet((3, 4, 6, 3), 4, num_classes)
+    depths, expansion = ((2, 2, 2, 2), 1) if name == "resnet18" else ((3, 4, 6, 3), 4)
+    return ResNet(depths, expansion, num_classes, small)
 
 
 def logits(name, arrays, images, vgg_width):
