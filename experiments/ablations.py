@@ -6,7 +6,7 @@ python -m experiments.ablations momentum --scale=cpu    # alpha of eq. 9
 python -m experiments.ablations attention --scale=cpu   # attention with and without its condition, plain and routed
 python -m experiments.ablations beyond --scale=cpu      # a unit's gradient over its own inputs; cosine memories
 python -m experiments.ablations epochs --scale=cpu      # three times the training: is an RMN slower, or worse?
-python -m experiments.ablations capacity --scale=cpu    # narrower networks: where parameters are what is missing
+python -m experiments.ablations capacity --scale=cpu    # narrower networks, and one for longer: are parameters missing?
 """
 
 import sys
@@ -47,10 +47,20 @@ def rows(arguments) -> list[suite.Row]:
             suite.Row("RMN, CA", make("rmn"), paper.get("rmn")),
         ]
     if arguments.part == "capacity":
-        widths = (4, 8, 16) if cpu else (16, 32, 64)
+        # Width, and how many times as long as else.
+        sizes = ((4, 1), (4, 4), (8, 1), (16, 1)) if cpu else ((16, 1), (16, 4), (32, 1))
         return [
-            suite.Row(f"{name}, width {width}", make(variant, model__width=width, **settings))
-            for width in widths
+            suite.Row(
+                f"{name}, width {width}, {times * routed.epochs} epochs",
+                make(
+                    variant,
+                    model__width=width,
+                    epochs=times * routed.epochs,
+                    stem_epochs=times * routed.stem_epochs,
+                    **settings,
+                ),
+            )
+            for width, times in sizes
             for name, variant, settings in (
                 ("Original", "plain", {"batch_size": large}),
                 ("RMN", "rmn_no_ca", {}),

@@ -4,7 +4,7 @@
 
 Tiny ImageNet with the paper's hyperparameters: ResNet-18 with all four rows, then RMN with CA beside Original for the
 other backbones. A slice that is over saves and ends with status 75. The curve and row of each run are in the results
-file as soon as it ends, and its epochs in ``WORKDIR/ROW-SEED/metrics.jsonl`` as they come.
+file as soon as it ends, and its epochs in ``WORKDIR/ROW-SEED-*/metrics.jsonl`` as they come.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments import suite
-from experiments.runs import as_published, folder_of, run_once
+from experiments.runs import as_published, commit, folder_of, run_once
 from rmn_jax import config as configuration
 from rmn_jax.analysis import report
 from rmn_jax.analysis.study import read_metrics, study
@@ -47,7 +47,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=pathlib.Path,
-        help="default: experiments/results/memory_analysis_SCALE.json; with --run alone: memory_analysis.json in it",
+        help="default: experiments/results/memory_analysis_SCALE.json; with --run alone: memory_analysis.json in it, "
+        "with --epochs: WORKDIR/memory_analysis_trial.json",
     )
     return parser.parse_args(words)
 
@@ -68,7 +69,7 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
     results = {
         "experiment": "memory_analysis",
         "command": f"python -m experiments.memory_analysis --scale={arguments.scale or 'cpu'}",
-        "commit": suite.commit(),
+        "commit": commit(),
         **machine(),
         "seed": run.config.seed,
         "seconds": {"training": round(training), "analysis": round(time.perf_counter() - started)},
@@ -114,6 +115,8 @@ def results_file(arguments: argparse.Namespace) -> pathlib.Path:
         return arguments.out
     if arguments.run and not arguments.scale:
         return arguments.run / "memory_analysis.json"
+    if arguments.epochs:
+        return (arguments.workdir or suite.default_root(arguments.scale or "cpu")) / "memory_analysis_trial.json"
     return suite.RESULTS / f"memory_analysis_{arguments.scale or 'cpu'}.json"
 
 

@@ -1,9 +1,13 @@
 """One run of an experiment: trained to its end once, resumed or read; step 1 shared by runs that agree in it."""
 
+import contextlib
+import fcntl
+import functools
 import hashlib
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -13,13 +17,12 @@ from ml_collections import ConfigDict
 
 from rmn_jax import config as configuration
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
-from rmn_jax.errors import Preempted
+from rmn_jax.bench.measure import machine
+from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
-from rmn_jax.train.run import Run, write_file
+from rmn_jax.train.run import CONFIG_FILE, Run, write_file
 
 RESULT_FILE = "result.json"
-# Keys that step 1 does not depend on, beside those that nothing does (and see ``stem_key``).
-_AFTER_STEM = ("unit_gradient", "balance_loss", "method", "model.memory_momentum", "model.metric")
 
 
 def with_settings(config: ConfigDict, **settings: Any) -> ConfigDict:
@@ -35,26 +38,40 @@ def as_published(config: ConfigDict) -> dict[str, Any]:
 
 
 def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) -> dict[str, Any]:
-    """A run's result, from its ``result.json`` or by training; see ``result_of`` and ``folder_of``."""
+    """A run's result, from its ``result.json`` or by training; see ``result_of`` and ``folder_of``.
+
+    Raises:
+      UserError: see ``Run``; another process trains this run, or the step 1 it shares.
+      Preempted: asked to stop, or past ``until``.
+    """
     workdir = folder_of(config, root, slug)
     result = known_result(workdir)
     if result is not None:
         return result
     print(f"\n{workdir.name}", file=sys.stderr, flush=True)
-    if not (workdir / "checkpoints").exists():
-        _copy_stem(config, root, workdir, until)
-    run = Run(config, workdir)
-    with _Deadline(run, until):
-        run_training(run)
-    result = result_of(run)
-    write_file(workdir / RESULT_FILE, json.dumps(result) + "\n")
+    with _alone(root, workdir.name):
+        if not (workdir / "checkpoints").exists():
+            _copy_stem(config, root, workdir, until)
+        run = Run(config, workdir)
+        with _Deadline(run, until):
+            run_training(run)
+        result = {**result_of(run), "made": made()}
+        write_file(workdir / RESULT_FILE, json.dumps(result) + "\n")
     return result
 
 
 def folder_of(config: ConfigDict, root: pathlib.Path, slug: str) -> pathlib.Path:
-    """Where a configuration's run is, whichever experiment's row began it, or else will be: ``SLUG-SEED-KEY``."""
-    key = _digest(configuration.binding(config))
-    return next(root.glob(f"*-{key}"), root / f"{slug}-{config.seed}-{key}")
+    """Where a configuration's run is, whichever experiment's row began it, or else will be.
+
+    Configurations are compared but for ``FREE_KEYS``, with today's defaults for keys that a stored one does not have.
+    """
+    same = []
+    for path in sorted(root.glob(f"*/{CONFIG_FILE}")):
+        with contextlib.suppress(UserError):  # a damaged one is nobody's
+            if not configuration.differences(configuration.from_json(path), config):
+                same.append(path.parent)
+    finished = [folder for folder in same if (folder / RESULT_FILE).exists()]
+    return (finished + same + [root / f"{slug}-{config.seed}-{_digest(config)}"])[0]
 
 
 def known_result(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -63,25 +80,57 @@ def known_result(workdir: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+def made() -> dict[str, str]:
+    """When, on what and from which commit a run was finished."""
+    about = machine()
+    return {"commit": commit(), **{key: str(about[key]) for key in ("date", "device", "processor", "jax")}}
+
+
+def commit() -> str:
+    """The checkout's commit, with a plus if files differ from it; "unknown" outside a checkout."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent.parent)]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
+    try:
+        name = run([*git, "rev-parse", "--short", "HEAD"]).stdout
+        state = run([*git, "status", "--porcelain", "-uno"]).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.strip() + ("+" if state.strip() else "")
+
+
+@contextlib.contextmanager
+def _alone(root: pathlib.Path, name: str):
+    """Keeps other processes out of a folder below ``root``; the lock goes with the process that holds it."""
+    path = root / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process trains {root / name}; wait for it, or give another --workdir.") from None
+        yield
+
+
+def _digest(config: ConfigDict) -> str:
+    return hashlib.sha256(json.dumps(configuration.binding(config), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
     """Trains step 1 once for all rows that share it, and copies it to where a run expects its own."""
     if not 0 < config.stem_epochs < config.epochs:
         return
-    stem = root / "stems" / stem_key(config)
-    finished = stem / "finished"
-    if not finished.exists():
-        run = _StemRun(with_settings(config, method="rmn"), stem)
-        try:
-            with _Deadline(run, until):
-                run_training(run)
-        except Preempted:
-            if not run.reached_end:
-                raise
-        finished.touch()
+    shared = stem_config(config)
+    stem = root / "stems" / _digest(shared)
+    with _alone(root, f"stem-{stem.name}"):
+        if not (stem / "finished").exists():
+            run = _StemRun(shared, stem)
+            try:
+                with _Deadline(run, until):
+                    run_training(run)
+            except Preempted:
+                if not run.reached_end:
+                    raise
+            (stem / "finished").touch()
     workdir.mkdir(parents=True, exist_ok=True)
     shutil.copy(stem / "metrics.jsonl", workdir)
     partial = workdir / "checkpoints.partial"
@@ -90,15 +139,21 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
     partial.rename(workdir / "checkpoints")
 
 
-def stem_key(config: ConfigDict) -> str:
-    """The same for two configurations exactly if their step 1 is the same."""
-    values = configuration.binding(config)
-    unused = list(_AFTER_STEM)
+def stem_config(config: ConfigDict) -> ConfigDict:
+    """The same for two configurations exactly if their step 1 is: what it does not depend on as by default."""
+    plain = configuration.default_config()
+    unused = {
+        "method": "rmn",
+        "unit_gradient": plain.unit_gradient,
+        "balance_loss": plain.balance_loss,
+        "model__memory_momentum": plain.model.memory_momentum,
+        "model__metric": plain.model.metric,
+    }
     if config.model.router != "learned":  # whose gates are parameters from the start
-        unused.append("model.router")
+        unused["model__router"] = plain.model.router
         if config.model.attention != "conditional":  # whose random condition is one of N
-            unused.append("model.num_units")
-    return _digest({key: value for key, value in values.items() if key not in unused})
+            unused["model__num_units"] = plain.model.num_units
+    return with_settings(config, **unused)
 
 
 class _StemRun(Run):

@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments import suite
 from experiments.paper import RUNTIME
+from experiments.runs import commit
 from rmn_jax.bench.latency import bench_latency
 from rmn_jax.bench.measure import machine
 from rmn_jax.config import default_config
@@ -52,7 +53,7 @@ def run(arguments) -> None:
         "experiment": "runtime",
         "command": f"python -m experiments.runtime --rounds={arguments.rounds}"
         + (f" --data={arguments.data} --images={arguments.images}" if arguments.data else ""),
-        "commit": suite.commit(),
+        "commit": commit(),
         **machine(),
         "images": arguments.data or "noise",
         "paper_milliseconds": RUNTIME,

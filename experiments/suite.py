@@ -9,7 +9,6 @@ a row, and rows that agree in everything that step 1 depends on share its traini
 import argparse
 import json
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.runs import as_published, folder_of, known_result, run_once, with_settings
+from experiments.runs import as_published, commit, folder_of, known_result, run_once, with_settings
 from rmn_jax import config as configuration
 from rmn_jax.bench.measure import machine
 from rmn_jax.commands import load_config
@@ -37,7 +36,7 @@ class Row(NamedTuple):
     """A row of a table.
 
     Attributes:
-      name: as the table shows it; its letters and digits name the folder.
+      name: as the table shows it.
       config: complete, but for the seed.
       paper: the paper's top-1 in per cent, or None.
     """
@@ -48,7 +47,7 @@ class Row(NamedTuple):
 
     @property
     def slug(self) -> str:
-        """The row's folder."""
+        """The name's letters and digits, for a folder."""
         return "".join(c if c.isalnum() or c in "=." else "_" for c in self.name.lower()).strip("_")
 
 
@@ -154,10 +153,13 @@ def default_root(scale: str) -> pathlib.Path:
 
 
 def default_out(arguments: argparse.Namespace, root: pathlib.Path) -> pathlib.Path:
-    """Where results go: a part of an experiment, or a trial, does not take the place of the published results."""
+    """Where results go: those of some rows or seeds, or of other epochs, do not take the published ones' place."""
     if arguments.rows or arguments.seeds or arguments.epochs:
         return root / f"{arguments.name}_trial.json"
-    return RESULTS / f"{arguments.name}_{arguments.scale}.json"
+    name = f"{arguments.name}_{arguments.scale}"
+    if arguments.scale == "paper" and arguments.name != "ladder":  # which has all backbones
+        name += f"_{arguments.backbone}_{arguments.benchmark}"
+    return RESULTS / f"{name}.json"
 
 
 def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
@@ -235,16 +237,3 @@ def to_markdown(summary: dict[str, Any]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def commit() -> str:
-    """The checkout's commit, with a plus if files differ from it; "unknown" outside a checkout."""
-    git = ["git", "-C", str(ROOT.parent)]
-    try:
-        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        state = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return name.strip() + ("+" if state.strip() else "")

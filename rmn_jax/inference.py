@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rmn_jax import routing
 from rmn_jax.cloning import is_procedural
-from rmn_jax.layers import ConditionalAttention
+from rmn_jax.layers import NORM, ConditionalAttention
 from rmn_jax.models import RMN, Outputs
 
 
@@ -61,7 +61,7 @@ def compile_inference(model: RMN, variables: dict[str, Any], images: jax.ShapeDt
 
     Args:
       model: plain or routed; a plain network with conditional attention needs a condition and is refused.
-      variables: its variables; what is needed of them is copied.
+      variables: its variables; what is needed of them is copied, so they may be donated afterwards.
       images: shape [B, H, W, 3] and dtype of what it will be given, normalised as in training.
 
     Returns:
@@ -85,7 +85,9 @@ def compile_inference(model: RMN, variables: dict[str, Any], images: jax.ShapeDt
     lowered = jax.jit(function).lower(weights, images)
     try:
         compiled = lowered.compile(compiler_options=compiler_options())
-    except jax.errors.JaxRuntimeError:  # an XLA that does not know the option
+    except jax.errors.JaxRuntimeError as error:  # an XLA that does not know the option?
+        if not any(option in str(error) for option in CPU_OPTIONS):
+            raise
         compiled = lowered.compile()
     return CompiledNetwork(compiled, weights)
 
@@ -100,20 +102,20 @@ def _prepare(model: RMN, images: jax.ShapeDtypeStruct) -> Callable[[dict[str, An
 
     def run(variables: dict[str, Any]) -> dict[str, Any]:
         made = prepared(variables)
-        needed = {kind: _unprepared(tree, made) for kind, tree in variables.items() if kind != "batch_stats"}
+        needed = {kind: _unprepared(tree, made) for kind, tree in variables.items()}
         return {**needed, "prepared": made}
 
     return run
 
 
 def _unprepared(tree: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """The leaves that a network with prepared arrays still reads."""
-    kept = {}
+    """Copies of the leaves that a network with prepared arrays still reads."""
+    kept: dict[str, Any] = {}
     for name, part in tree.items():
         if isinstance(part, dict):
             kept[name] = _unprepared(part, made.get(name, {}))
-        elif "affine" not in made and name not in made:  # of a norm nothing is left, of a convolution the bias
-            kept[name] = part
+        elif NORM not in made and name not in made:  # of a norm nothing is left, of a convolution the bias
+            kept[name] = jnp.array(part, copy=True)
     return kept
 
 
@@ -135,7 +137,8 @@ def pack(tree: Any) -> Pack:
     """A tree's leaves in order, those of fewer than ``LARGE`` values end to end."""
     leaves = jax.tree.leaves(tree)
     small = [leaf.reshape(-1) for leaf in leaves if leaf.size < LARGE]
-    return Pack(tuple(leaf for leaf in leaves if leaf.size >= LARGE), jnp.concatenate([jnp.zeros(0), *small]))
+    large = tuple(leaf for leaf in leaves if leaf.size >= LARGE)
+    return Pack(large, jnp.concatenate([jnp.zeros(0, jnp.float32), *small]))
 
 
 def unpack(packed: Pack, like: Any) -> Any:
@@ -173,13 +176,14 @@ def _single_image(model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeS
 
     units = [unit(j) for j in range(model.num_units if model.routed else 1)]
     part = lambda tree, name: {kind: parts[name] for kind, parts in tree.items() if name in parts}  # noqa: E731
+    copy = functools.partial(jnp.array, copy=True)
     stages = range(1, len(model.backbone.stages) + 1)
     apart = _Apart(
         stem=part(units[0], "stem"),
         stages=[tuple(pack(part(tree, f"stage{i}")) for tree in units) for i in stages],
-        attentions=[part(trained, f"attention{i}") for i in stages],
+        attentions=[jax.tree.map(copy, part(trained, f"attention{i}")) for i in stages],
         head=part(units[0], "head"),
-        memories=[variables["memory"][f"memory{i}"] for i in stages] if model.routed else [],
+        memories=[copy(variables["memory"][f"memory{i}"]) for i in stages] if model.routed else [],
     )
     like = [jax.eval_shape(lambda tree: tree, part(units[0], f"stage{i}")) for i in stages]
     return functools.partial(_single, model, like), apart

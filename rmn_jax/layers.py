@@ -15,6 +15,9 @@ from rmn_jax.dispatch import RoutePlan
 from rmn_jax.ops.norm import rows_of_units
 from rmn_jax.routing import global_average_pool
 
+# What a prepared norm holds in place of its parameters and statistics: [2, C], or [2, N, C] when routed.
+NORM = "factor_and_shift"
+
 # Fan-out He initialisation, as the ResNet paper and torchvision have it.
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -66,15 +69,19 @@ class RoutedConv(nn.Module):
         shape = leaf_shape((*self.kernel_size, x.shape[-1], self.features), self.num_units)
         parameter = lambda: self.param("kernel", per_unit(kernel_init, self.num_units), shape)  # noqa: E731
         x = x.astype(self.dtype)
+        form = "direct"
         if self.prepared:
             window = ops.Window.make(*self.kernel_size, self.strides, self.padding)
             form = ops.choose_form(x.shape, window, self.dtype)
-            kernel = self.variable("prepared", "kernel", lambda: ops.prepare(parameter(), form)).value
-            y = ops.prepared_conv(x, kernel.astype(self.dtype), form, window, self.plan, self.backend)
-        elif self.plan is None:
-            y = ops.conv(x, parameter().astype(self.dtype), strides=self.strides, padding=self.padding)
+            make = lambda: ops.prepare(parameter().astype(self.dtype), form)  # noqa: E731
+            kernel = self.variable("prepared", "kernel", make).value
         else:
             kernel = parameter().astype(self.dtype)
+        if form != "direct":
+            y = ops.prepared_conv(x, kernel, form, window, self.plan)
+        elif self.plan is None:
+            y = ops.conv(x, kernel, strides=self.strides, padding=self.padding)
+        else:
             y = ops.routed_conv(x, kernel, self.plan, strides=self.strides, padding=self.padding, backend=self.backend)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
@@ -134,7 +141,7 @@ class RoutedBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.prepared:
-            factor, shift = self.variable("prepared", "affine", self._affine, x.shape[-1]).value
+            factor, shift = self.variable("prepared", NORM, self._factor_and_shift, x.shape[-1]).value
             return ops.scale_and_shift(x, factor, shift, self.plan)
         scale, bias, mean, variance = self._leaves(x.shape[-1])
         if not self.train:
@@ -156,7 +163,7 @@ class RoutedBatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         return scale, bias, mean, variance
 
-    def _affine(self, channels: int) -> jax.Array:
+    def _factor_and_shift(self, channels: int) -> jax.Array:
         """[2, C] or [2, N, C]: factor and shift."""
         scale, bias, mean, variance = self._leaves(channels)
         return jnp.stack(ops.affine(mean.value, variance.value, scale, bias, self.epsilon))

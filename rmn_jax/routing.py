@@ -16,7 +16,7 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     # XLA:CPU adds up an input's pixels on one core, a channel at a time; a product with ones is five times faster.
     pixels = x.shape[1] * x.shape[2]
     rows = x.astype(jnp.float32).reshape(x.shape[0], pixels, x.shape[3])
-    return jnp.matmul(jnp.ones((x.shape[0], 1, pixels)), rows)[:, 0] / pixels
+    return jnp.matmul(jnp.ones((x.shape[0], 1, pixels), jnp.float32), rows)[:, 0] / pixels
 
 
 METRICS = ("euclidean", "cosine")

@@ -38,10 +38,18 @@ def one_device() -> list:
     return jax.devices()[:1]
 
 
+_MAKE_MESH = steps.make_mesh
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs_use_one_device():
+    """A run takes all devices, and eight simulated ones are slow: runs get one, those of shared fixtures too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "make_mesh", lambda devices=None: _MAKE_MESH(devices or jax.devices()[:1]))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def runs_use_one_device(request, monkeypatch):
-    """A run takes all devices, and eight simulated ones compile slowly: runs get one, unless a test wants eight."""
+def unless_a_test_wants_all(request, monkeypatch):
     if "all_devices" in request.keywords:
-        return
-    make_mesh = steps.make_mesh
-    monkeypatch.setattr(steps, "make_mesh", lambda devices=None: make_mesh(devices or jax.devices()[:1]))
+        monkeypatch.setattr(steps, "make_mesh", _MAKE_MESH)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,3 +52,14 @@ def test_entropy_drift_and_dead_units():
     assert routing.dead_units(load).tolist() == [0, 3, 2]
     # One memory moves by (3, 4), length 5; the other stays: mean 2.5.
     assert float(routing.memory_drift(jnp.zeros((2, 2)), jnp.array([[3.0, 4.0], [0.0, 0.0]]))) == 2.5
+
+
+def test_pooling_is_the_mean_over_pixels_and_so_is_its_gradient(rng):
+    x = jnp.asarray(rng.normal(size=(3, 5, 4, 6)), jnp.float32)
+    mean = np.asarray(x, np.float64).mean((1, 2))
+    np.testing.assert_allclose(routing.global_average_pool(x), mean, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda x: routing.global_average_pool(x)[1, 2])(x)
+    expected = np.zeros(x.shape)
+    expected[1, :, :, 2] = 1 / 20  # one pixel's share of 5 x 4
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+    assert routing.global_average_pool(x.astype(jnp.bfloat16)).dtype == jnp.float32

@@ -77,7 +77,7 @@ class RMN(nn.Module):
         ``rmn_jax.models.routers``). Memories are kept with every router; only "memory" routes by them. With
         "learned" there are parameters ``gate1`` .., in the plain network too, where they wait unused.
       metric: between features and memories, see ``rmn_jax.routing.squared_distances``.
-      prepared: in inference, convolutions take their kernels from the collection ``prepared`` (``RoutedConv``).
+      prepared: for inference: convolutions and norms read the collection ``prepared``, see ``RoutedConv``.
     """
 
     backbone: Backbone

@@ -88,6 +88,8 @@ def map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
             low, high = _bounds(first, last, index, longest)
             value = _shortest(of_length, lengths, low, high, x, own_kernel)
             start = jnp.minimum(low, batch - longest)
+            if longest == 1:  # no neighbours to reach into
+                return lax.dynamic_update_slice_in_dim(out, value, start, 0)
             kept = lax.dynamic_slice_in_dim(out, start, longest)
             value = jnp.where(_inside(start, longest, low, high), value, kept)
             return lax.dynamic_update_slice_in_dim(out, value, start, 0)

@@ -17,7 +17,7 @@ from jax import lax
 
 from rmn_jax.dispatch import RoutePlan
 from rmn_jax.ops import loop, products
-from rmn_jax.ops.conv import conv, one_group, routed_conv
+from rmn_jax.ops.conv import one_group
 from rmn_jax.ops.window import Window, subsampled
 
 FORMS = ("direct", "product", "minimal")
@@ -68,29 +68,30 @@ def prepare(kernel: jax.Array, form: str) -> jax.Array:
 
 
 def prepared_conv(
-    x: jax.Array, kernel: jax.Array, form: str, window: Window, plan: RoutePlan | None = None, backend: str = "auto"
+    x: jax.Array, kernel: jax.Array, form: str, window: Window, plan: RoutePlan | None = None
 ) -> jax.Array:
-    """The convolution of ``conv`` or, with a plan, of ``routed_conv``.
+    """The convolution of ``conv`` or, with a plan, of ``routed_conv``, from a kernel in another form than "direct".
 
     Args:
       x: [B, H, W, C], sorted by the plan where there is one.
       kernel: of ``prepare``; with a plan it has a leading axis N.
       form: what ``choose_form`` said.
-      window: the convolution's, padded alike on both sides.
+      window: the convolution's.
       plan: the stage's route plan, or None.
-      backend: of the direct form, see ``routed_conv``.
 
     Returns:
       [B, OH, OW, O].
+
+    Raises:
+      ValueError: the form is "direct" or unknown, or is "product" with a plan and several inputs.
     """
-    if form == "direct":
-        strides, padding = window.strides, window.padding[0][0]
-        if plan is None:
-            return conv(x, kernel, strides=strides, padding=padding)
-        return routed_conv(x, kernel, plan, strides=strides, padding=padding, backend=backend)
+    if form not in ("product", "minimal"):
+        raise ValueError(f"unknown or direct form {form!r}; use ops.conv or ops.routed_conv")
     if plan is not None and x.shape[0] == 1:  # a routed batch of one: its unit's kernel
         kernel, plan = kernel[plan.unit[0]], None
     if form == "product":
+        if plan is not None:
+            raise ValueError("one product takes one kernel, not a routed batch's")
         return _product(x, kernel, window)
     if x.shape[0] == 1:
         return _minimal(x, kernel)

@@ -90,4 +90,5 @@ def test_each_scale_has_its_results_file():
 
     assert name().endswith("experiments/results/memory_analysis_cpu.json")
     assert name("--scale=paper", "--run=r").endswith("experiments/results/memory_analysis_paper.json")
+    assert name("--epochs=2", "--workdir=w") == "w/memory_analysis_trial.json"
     assert name("--run=r") == "r/memory_analysis.json" and name("--run=r", "--out=a.json") == "a.json"

@@ -3,11 +3,13 @@
 import json
 import pathlib
 import shutil
+import time
 
 import pytest
 
 from experiments import ablations, batch_size, ladder, routers, runs, suite
 from rmn_jax.config import default_config, validate
+from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
 from rmn_jax.train.run import Run
 
@@ -60,7 +62,8 @@ def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
     run_training(alone)
     result = runs.result_of(alone)
     known = summary["rows"][1]["runs"][0]
-    assert {**result, "seconds": 0} == {**known, "seconds": 0}
+    assert known["made"].keys() == {"commit", "date", "device", "processor", "jax"}
+    assert {**result, "seconds": 0} == {key: value for key, value in {**known, "seconds": 0}.items() if key != "made"}
 
 
 def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path, monkeypatch):
@@ -80,8 +83,23 @@ def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path
 def test_a_configuration_is_trained_once_whatever_its_row_is_called(finished, monkeypatch):
     folder, summary = finished
     monkeypatch.setattr(runs, "run_training", lambda run: pytest.fail(f"trained {run.workdir}"))
-    other = suite.run_rows(arguments(folder), [suite.Row("N = 2", small("rmn_no_ca", eval_every_epochs=2))])
+    there = arguments(folder, f"--out={folder / 'other.json'}")
+    other = suite.run_rows(there, [suite.Row("N = 2", small("rmn_no_ca", eval_every_epochs=2))])
     assert other["rows"][0]["runs"] == summary["rows"][1]["runs"]
+
+
+def test_an_unfinished_stem_is_everybodys_who_shares_it(tmp_path):
+    root, units = tmp_path / "runs", {n: small("rmn_no_ca", model__num_units=n) for n in (1, 2)}
+    with pytest.raises(Preempted):
+        runs.run_once(units[1], root, "one", until=time.monotonic() - 1)
+    assert runs.run_once(units[2], root, "two", until=float("inf"))["seed"] == 0
+
+
+def test_two_processes_do_not_train_the_same_run(tmp_path):
+    config = small("plain")
+    name = runs.folder_of(config, tmp_path, "row").name
+    with runs._alone(tmp_path, name), pytest.raises(UserError, match="another process trains"):
+        runs.run_once(config, tmp_path, "row", until=float("inf"))
 
 
 def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys):
@@ -92,8 +110,8 @@ def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys
 
 
 def test_only_what_step_1_depends_on_makes_another_stem():
-    key = lambda **settings: runs.stem_key(small("rmn_no_ca", **settings))  # noqa: E731
-    assert key() == runs.stem_key(small("plain", batch_size=256))
+    key = lambda variant="rmn_no_ca", **settings: runs._digest(runs.stem_config(small(variant, **settings)))  # noqa: E731
+    assert key() == key("plain", batch_size=256)
     for same in ("model__num_units", "checkpoint__keep", "eval_every_epochs"):
         assert key(**{same: 7}) == key()
     assert key(model__router="random") == key(model__metric="cosine") == key(unit_gradient="own") == key()
@@ -122,3 +140,5 @@ def test_a_part_of_an_experiment_does_not_take_the_place_of_the_published_result
     assert suite.default_out(parse(), tmp_path) == suite.RESULTS / "trial_cpu.json"
     for part in (["--rows", "rmn"], ["--seeds", "1"], ["--epochs", "2"]):
         assert suite.default_out(parse(*part), tmp_path) == tmp_path / "trial_trial.json"
+    paper = suite.default_out(parse("--scale=paper", "--backbone=resnet50"), tmp_path)
+    assert paper.name == "trial_paper_resnet50_tiny_imagenet.json"
