@@ -7,6 +7,7 @@ python -m experiments.ablations attention --scale=cpu   # attention with and wit
 python -m experiments.ablations beyond --scale=cpu      # a unit's gradient over its own inputs; cosine memories
 python -m experiments.ablations epochs --scale=cpu      # three times the training: is an RMN slower, or worse?
 python -m experiments.ablations capacity --scale=cpu    # narrower networks, and one for longer: are parameters missing?
+python -m experiments.ablations data --scale=cpu        # a narrow network on all classes: ten times the images
 """
 
 import sys
@@ -14,7 +15,7 @@ import sys
 from experiments import suite
 from experiments.paper import ATTENTION_TOP1
 
-PARTS = ("units", "batch", "momentum", "attention", "beyond", "epochs", "capacity")
+PARTS = ("units", "batch", "momentum", "attention", "beyond", "epochs", "capacity", "data")
 
 
 def rows(arguments) -> list[suite.Row]:
@@ -46,45 +47,46 @@ def rows(arguments) -> list[suite.Row]:
             suite.Row("RMN, SE (no condition)", make("rmn_no_ca", model__attention="se"), paper.get("rmn_se")),
             suite.Row("RMN, CA", make("rmn"), paper.get("rmn")),
         ]
-    if arguments.part == "capacity":
-        # Width, and how many times as long as else.
+    if arguments.part == "capacity":  # width, and how many times as long as else
         sizes = ((4, 1), (4, 4), (8, 1), (16, 1)) if cpu else ((16, 1), (16, 4), (32, 1))
         return [
-            suite.Row(
-                f"{name}, width {width}, {times * routed.epochs} epochs",
-                make(
-                    variant,
-                    model__width=width,
-                    epochs=times * routed.epochs,
-                    stem_epochs=times * routed.stem_epochs,
-                    **settings,
-                ),
-            )
+            row._replace(name=f"{row.name}, width {width}, {row.config.epochs} epochs")
             for width, times in sizes
-            for name, variant, settings in (
-                ("Original", "plain", {"batch_size": large}),
-                ("RMN", "rmn_no_ca", {}),
-                ("RMN with CA", "rmn", {}),
-                ("Random routing", "rmn_no_ca", {"model__router": "random"}),
+            for row in _four(
+                make,
+                model__width=width,
+                epochs=times * routed.epochs,
+                stem_epochs=times * routed.stem_epochs,
             )
         ]
+    if arguments.part == "data":
+        width = 4 if cpu else 16
+        return [
+            row._replace(name=f"{row.name}, width {width}, {classes or 'all'} classes")
+            for classes in (20, 0)
+            for row in _four(make, model__width=width, data__classes=classes)
+        ]
     if arguments.part == "epochs":
-        found = []
-        for epochs, stem_epochs in ((routed.epochs, routed.stem_epochs), (3 * routed.epochs, 3 * routed.stem_epochs)):
-            for name, variant, settings in (
-                ("Original", "plain", {"batch_size": large}),
-                ("RMN", "rmn_no_ca", {}),
-                ("RMN, own gradient", "rmn_no_ca", {"unit_gradient": "own"}),
-                ("RMN with CA", "rmn", {}),
-                ("Random routing", "rmn_no_ca", {"model__router": "random"}),
-            ):
-                config = make(variant, epochs=epochs, stem_epochs=stem_epochs, **settings)
-                found.append(suite.Row(f"{name}, {epochs} epochs", config))
-        return found
+        return [
+            row._replace(name=f"{row.name}, {row.config.epochs} epochs")
+            for times in (1, 3)
+            for row in _four(make, epochs=times * routed.epochs, stem_epochs=times * routed.stem_epochs)
+        ]
     return [
         suite.Row(f"RMN, N = {units}", routed),
         suite.Row("a unit's gradient over its own inputs", make("rmn_no_ca", unit_gradient="own")),
         suite.Row("cosine memories", make("rmn_no_ca", model__metric="cosine")),
+    ]
+
+
+def _four(make, **settings) -> list[suite.Row]:
+    """Original at the RMN's batch, RMN, RMN with CA and random routing."""
+    routed = make("rmn_no_ca", **settings)
+    return [
+        suite.Row("Original", make("plain", batch_size=routed.batch_size, **settings)),
+        suite.Row("RMN", routed),
+        suite.Row("RMN with CA", make("rmn", **settings)),
+        suite.Row("Random routing", suite.with_settings(routed, model__router="random")),
     ]
 
 

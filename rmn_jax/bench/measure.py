@@ -34,13 +34,13 @@ def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
 def interleave(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each side in each of ``rounds`` rounds, in which every side runs once, after a round to warm up.
 
-    The order turns by one from round to round, so that no side always follows the same other.
+    The order is drawn anew for each round: what a side leaves behind, a cold cache or threads that still spin, then
+    meets all others alike.
     """
-    names = list(sides)
+    names, rng = list(sides), np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-1, rounds):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in rng.permutation(names).tolist():
             started = time.perf_counter()
             jax.block_until_ready(sides[name]())
             if turn >= 0:
