@@ -31,21 +31,35 @@ def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
     return Compiled(compiled, seconds, int(memory.temp_size_in_bytes) if memory else 0)
 
 
-def interleave(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+def interleave(
+    sides: Mapping[str, Callable[[], Any]], rounds: int, before: Callable[[], None] | None = None
+) -> dict[str, np.ndarray]:
     """Seconds of each side in each of ``rounds`` rounds, in which every side runs once, after a round to warm up.
 
     The order is drawn anew for each round: what a side leaves behind, a cold cache or threads that still spin, then
-    meets all others alike.
+    meets all others alike. ``before`` runs ahead of every call and is not timed.
     """
     names, rng = list(sides), np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(-1, rounds):
         for name in rng.permutation(names).tolist():
+            if before is not None:
+                before()
             started = time.perf_counter()
             jax.block_until_ready(sides[name]())
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def touch_memory(size: int) -> None:
+    """Takes ``size`` bytes from the operating system, writes to all, and gives them back.
+
+    A program that takes gigabytes anew on every call depends on whether the system has those pages at hand. A virtual
+    machine may have handed idle ones back to its host, and then waits for each: whichever side takes the most
+    memory pays alone for what no other side used meanwhile. After this, all sides find their pages at hand.
+    """
+    np.ones(size, np.uint8)
 
 
 def summary(seconds: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rmn_jax.bench.measure import interleave, load_assignment, summary
+from rmn_jax.bench.measure import interleave, load_assignment, summary, touch_memory
 from rmn_jax.models import RMN, Backbone, create_backbone
 from rmn_jax.train.state import Metrics, TrainState
 from rmn_jax.train.step import AXIS, make_mesh, make_train_step
@@ -26,7 +26,9 @@ def bench_step(
     load: str = "random",
     attention: str = "none",
 ) -> Iterator[dict[str, Any]]:
-    """A line a network; for ResNets on small images, where torch is installed, also the plain one in torch eager.
+    """A line a network; on CPU every call finds the memory it will take at hand (see ``touch_memory``).
+
+    For ResNets on small images, where torch is installed, also the plain one in torch eager.
 
     The load is the named one; ``largest_share`` says what the fullest unit got.
     """
@@ -36,7 +38,9 @@ def bench_step(
     sides |= {f"N={n}": Update(network, data, n, attention, load) for n in units}
     if importlib.util.find_spec("torch") and backbone in ("resnet18", "resnet50") and image_size <= 64:
         sides["torch eager"] = _TorchUpdate(backbone, data)
-    seconds = interleave(sides, rounds)
+    largest = max((side.temporary_bytes for side in sides.values() if isinstance(side, Update)), default=0)
+    on_host = jax.default_backend() == "cpu"
+    seconds = interleave(sides, rounds, (lambda: touch_memory(largest)) if on_host else None)
     for name, side in sides.items():
         yield {
             "bench": "step",

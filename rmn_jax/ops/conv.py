@@ -22,6 +22,9 @@ from rmn_jax.dispatch import RoutePlan
 from rmn_jax.ops import loop, visits
 from rmn_jax.ops.window import Window, convolve, input_gradient, subsampled
 
+# Channels from which XLA:CPU's own convolution is the slower one.
+_MANY_CHANNELS = 32
+
 BACKENDS = {"loop": loop, "visits": visits}
 
 
@@ -96,9 +99,9 @@ _routed.defvjp(_routed_forward, _routed_backward)
 def conv(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | None = None) -> jax.Array:
     """The plain 2-D convolution, in the fastest form we know on the platform.
 
-    On CPU, in training, the passes go tile by tile as the routed ones do wherever that is faster: XLA's own kernel
-    gradient is several times slower at most of ResNet's shapes. In inference, and on other platforms, gradients
-    included, this is ``lax.conv_general_dilated``.
+    On CPU, in training, the passes go tile by tile as the routed ones do, the 3x3 of stride 1 in the minimal form,
+    wherever that is faster: nearly everywhere but in layers of few channels. In inference (which has
+    ``rmn_jax.ops.prepared``), and on other platforms, gradients included, this is ``lax.conv_general_dilated``.
 
     Args:
       x: [B, H, W, C].
@@ -122,7 +125,7 @@ def _plain(window, x, kernel):
 
 
 def _plain_forward(window, x, kernel):
-    if not _tiled(x, kernel, window):
+    if not _tiled(x, window):
         return _plain(window, x, kernel), (x, kernel)
     return loop.forward(x, kernel[None], one_group(x.shape[0]), window), (x, kernel)
 
@@ -130,7 +133,7 @@ def _plain_forward(window, x, kernel):
 def _plain_backward(window, residuals, cotangent):
     x, kernel = residuals
     group = one_group(x.shape[0])
-    if _tiled(x, kernel, window):
+    if _tiled(cotangent, window):
         dx = loop.input_gradient(cotangent, kernel[None], group, window, x.shape)
     else:
         dx = input_gradient(cotangent, kernel, window, x.shape)
@@ -138,11 +141,9 @@ def _plain_backward(window, residuals, cotangent):
     return dx, dkernel[0].astype(kernel.dtype)
 
 
-def _tiled(x: jax.Array, kernel: jax.Array, window: Window) -> bool:
-    """Whether tiles beat XLA's own convolution, as measured: on large maps, and where the kernel is small."""
-    if window.pointwise:
-        return False
-    return x.shape[1] * x.shape[2] >= loop.LARGE_MAP or kernel.size < loop.LARGE_KERNEL
+def _tiled(rows: jax.Array, window: Window) -> bool:
+    """Whether tiles beat XLA's own convolution of these rows, as measured: unless they have few channels."""
+    return not window.pointwise and rows.shape[-1] >= _MANY_CHANNELS
 
 
 def one_group(batch: int) -> RoutePlan:

@@ -6,9 +6,11 @@ tile that belong to another unit are computed and thrown away (outputs) or maske
 What the shape of the loops owes to XLA:CPU: the kernel is sliced once a unit, not once a tile; a loop over tiles
 inside a loop over units compiles its body once, where unrolling would compile it N times. On small feature maps a
 matrix product spends much of its time on packing the kernel, so a unit should take few tiles; but a large tile
-is mostly empty for a small unit. There a tile comes in several lengths, and the shortest that holds the rows runs.
+is mostly empty for a small unit. Where kernels are large, a tile comes in several lengths, and the shortest that holds
+the rows runs.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -17,37 +19,49 @@ import jax.numpy as jnp
 from jax import lax
 
 from rmn_jax.dispatch import RoutePlan
-from rmn_jax.ops import products
+from rmn_jax.ops import minimal, products
 from rmn_jax.ops.window import Window
 
-# Feature maps from this many pixels on keep a product busy with a few inputs: tiles of one length will do.
-LARGE_MAP = 256
-# Rows of pixels to a tile of a large map; its patches then stay in the cache.
+# Feature maps from this many pixels on keep a product busy with a few inputs, however large the batch.
+_LARGE_MAP = 256
+# Rows of pixels to a tile; its patches then stay in the cache.
 _PIXELS = 4096
-# Step and largest of the lengths for small maps.
-_STEP, _LONGEST = 8, 32
-# Values of one kernel (kh kw C O) from which packing it is worth sparing.
-LARGE_KERNEL = 2**18
+# Inputs that a tile of a small map holds, at least and, unless loads are large, at most.
+_SHORTEST, _LONGEST = 8, 32
+# Pixels from which a pointwise layer goes row by row: the kernels repeated for each row are then small beside the rows.
+_ROW_BY_ROW = 512
 
 
 def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
     """[B, H, W, C] sorted, [N, kh, kw, C, O] -> [B, OH, OW, O]."""
+    if _row_by_row(x, window):
+        return jnp.einsum("bhwc,bco->bhwo", x, kernel[plan.unit, 0, 0])
+    if minimal.fits(window, x.shape[-1], x.dtype):
+        return map_tiles(x, kernel, plan, minimal.convolve, minimal.combined_taps)
     return map_tiles(x, kernel, plan, lambda tile, own: products.convolve(tile, own, window))
 
 
 def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
+    if _row_by_row(dy, window):
+        return jnp.einsum("bhwo,bco->bhwc", dy, kernel[plan.unit, 0, 0])
+    if minimal.fits(window, dy.shape[-1], dy.dtype):
+        turn = lambda own: minimal.combined_taps(own[::-1, ::-1])  # noqa: E731
+        return map_tiles(dy, kernel, plan, minimal.input_gradient, turn)
     return map_tiles(dy, kernel, plan, lambda tile, own: products.input_gradient(tile, own, window, shape[1:3]))
 
 
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, H, W, C] and [B, OH, OW, O] sorted -> [N, kh, kw, C, O] of ``shape``, float32."""
     lengths = tile_lengths(x.shape[0], dy.shape[1] * dy.shape[2], plan.num_units, math.prod(shape[1:]))
+    of_rows: Callable[..., jax.Array] = functools.partial(products.kernel_gradient, window=window)
+    if minimal.fits(window, shape[-2], x.dtype):
+        of_rows = minimal.kernel_gradient
 
     def of_length(length: int, low, high, x, dy):
         start = jnp.minimum(low, x.shape[0] - length)
         tile_dy = jnp.where(_inside(start, length, low, high), lax.dynamic_slice_in_dim(dy, start, length), 0)
-        return products.kernel_gradient(lax.dynamic_slice_in_dim(x, start, length), tile_dy, window)
+        return of_rows(lax.dynamic_slice_in_dim(x, start, length), tile_dy)
 
     def of_unit(unit, result):
         first, last = plan.offsets[unit], plan.offsets[unit] + plan.sizes[unit]
@@ -63,11 +77,23 @@ def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ..
     return lax.fori_loop(0, shape[0], of_unit, jnp.zeros(shape, jnp.float32))
 
 
-def map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
-    """``function(tile of x, its unit's kernel)`` over all tiles of all units, into one array."""
-    batch, result = x.shape[0], jax.eval_shape(function, x, kernel[0])
+def _row_by_row(rows: jax.Array, window: Window) -> bool:
+    return window.pointwise and rows.shape[1] * rows.shape[2] >= _ROW_BY_ROW
+
+
+def map_tiles(
+    x, kernel, plan: RoutePlan, function: Callable, prepare: Callable = lambda own_kernel: own_kernel
+) -> jax.Array:
+    """``function(tile of x, its unit's kernel)`` over all tiles of all units, into one array.
+
+    ``kernel`` is an array or a tree of them, each with a leading axis N; ``prepare`` is applied to a unit's own once,
+    for all its tiles.
+    """
+    own_of = lambda unit: jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, unit, keepdims=False), kernel)  # noqa: E731
+    batch, result = x.shape[0], jax.eval_shape(lambda x: function(x, prepare(own_of(0))), x)
     positions = max(x.shape[1] * x.shape[2], result.shape[1] * result.shape[2])
-    lengths = tile_lengths(batch, positions, plan.num_units, math.prod(kernel.shape[1:]))
+    values = sum(leaf.size for leaf in jax.tree.leaves(kernel)) // plan.num_units
+    lengths = tile_lengths(batch, positions, plan.num_units, values)
     longest = lengths[-1]
 
     def of_length(length: int, low, high, x, own_kernel):
@@ -80,7 +106,7 @@ def map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(room, value, start - jnp.minimum(low, batch - longest), 0)
 
     def of_unit(unit, out):
-        own_kernel = lax.dynamic_index_in_dim(kernel, unit, keepdims=False)
+        own_kernel = prepare(own_of(unit))
         first, last = plan.offsets[unit], plan.offsets[unit] + plan.sizes[unit]
 
         def of_tile(index, out):
@@ -96,7 +122,7 @@ def map_tiles(x, kernel, plan: RoutePlan, function: Callable) -> jax.Array:
 
         return lax.fori_loop(0, _tiles(first, last, longest), of_tile, out)
 
-    return lax.fori_loop(0, kernel.shape[0], of_unit, jnp.zeros(result.shape, result.dtype))
+    return lax.fori_loop(0, plan.num_units, of_unit, jnp.zeros(result.shape, result.dtype))
 
 
 def tile_lengths(batch: int, positions: int, num_units: int, kernel_values: int) -> tuple[int, ...]:
@@ -104,13 +130,16 @@ def tile_lengths(batch: int, positions: int, num_units: int, kernel_values: int)
 
     Several lengths only where a kernel has many values: each length is compiled, and a small kernel packs quickly.
     """
-    if positions >= LARGE_MAP or num_units == 1:
-        return (min(batch, max(1, _PIXELS // positions)),)
-    if kernel_values < LARGE_KERNEL:
-        return (min(batch, max(_STEP, min(_LONGEST, 512 // positions))),)
-    coarse = max(1, batch // (num_units * _LONGEST))  # large loads can do with longer steps
-    longest = min(batch, _LONGEST * coarse)
-    return (*range(_STEP * coarse, longest, _STEP * coarse), longest)
+    fitting = max(1, _PIXELS // positions)
+    if num_units == 1:
+        return (min(batch, fitting),)
+    if kernel_values < products.LARGE_KERNEL:
+        return (min(batch, fitting, max(_SHORTEST, min(_LONGEST, 512 // positions))),)
+    longest = min(fitting, _LONGEST)
+    if positions < _LARGE_MAP:
+        longest *= max(1, batch // (num_units * _LONGEST))  # large loads can do with longer steps
+    step = max(1, longest // 4)
+    return (*range(step, min(batch, longest), step), min(batch, longest))
 
 
 def _tiles(first, last, longest: int):

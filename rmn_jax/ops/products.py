@@ -14,6 +14,9 @@ from jax import lax
 
 from rmn_jax.ops.window import Window
 
+# Values of one kernel (kh kw C O) from which it is slow to move about: to pack for a product, or to turn.
+LARGE_KERNEL = 2**17
+
 
 def patches(x: jax.Array, window: Window, size: tuple[int, int]) -> jax.Array:
     """[B, H, W, C] -> [B * OH * OW, kh * kw * C] for outputs of ``size`` (OH, OW)."""
@@ -48,12 +51,12 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, window: Window) -> jax.Array:
     """[B, H, W, C] with [B, OH, OW, O] -> [kh, kw, C, O] in float32."""
-    height, width, channels = dy.shape[1:]
-    views = patches(x, window, (height, width))
-    product = lax.dot_general(
-        views, dy.reshape(-1, channels), (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return product.reshape(window.height, window.width, x.shape[-1], channels)
+    views, rows = patches(x, window, (dy.shape[1], dy.shape[2])), dy.reshape(-1, dy.shape[-1])
+    # The product is fastest with its larger side on the right, but a large kernel is slow to turn afterwards.
+    turned = rows.shape[1] < views.shape[1] and rows.shape[1] * views.shape[1] < LARGE_KERNEL
+    left, right = (rows, views) if turned else (views, rows)
+    product = lax.dot_general(left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return (product.T if turned else product).reshape(window.height, window.width, x.shape[-1], dy.shape[-1])
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, ...]) -> jax.Array:

@@ -1,6 +1,7 @@
 """Routed convolution against a loop over units, each through XLA's own convolution and autodiff."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.dispatch import make_plan
-from rmn_jax.ops import conv, loop, routed_conv
+from rmn_jax.ops import conv, loop, minimal, products, routed_conv
 from rmn_jax.ops.conv import BACKENDS
 
 UNITS, BATCH = 4, 43
@@ -31,8 +32,8 @@ def one_unit(x, kernel, strides):
 
 
 @functools.cache
-def passes(size, strides, backend, several_lengths=False):
-    """Output and both gradients of a backend, compiled once for all loads."""
+def passes(size, strides, backend, case=None):
+    """Output and both gradients of a backend, compiled once for all loads of a case."""
 
     def run(x, kernel, plan, cotangent):
         output, pull = jax.vjp(lambda x, k: routed_conv(x, k, plan, strides=strides, backend=backend), x, kernel)
@@ -42,9 +43,49 @@ def passes(size, strides, backend, several_lengths=False):
 
 
 def test_tiles_of_several_lengths_as_large_kernels_take_them(rng, monkeypatch):
-    monkeypatch.setattr(loop, "LARGE_KERNEL", 0)
+    monkeypatch.setattr(products, "LARGE_KERNEL", 0)
     assert loop.tile_lengths(BATCH, 42, UNITS, 1) == (8, 16, 24, 32)
-    check_all_passes("loop", 3, 1, rng, several_lengths=True)
+    check_all_passes("loop", 3, 1, rng, "several lengths")
+
+
+def test_the_minimal_form(rng, monkeypatch):
+    monkeypatch.setattr(minimal, "_MANY_CHANNELS", 1)
+    check_all_passes("loop", 3, 1, rng, "minimal")
+
+
+def test_the_minimal_form_in_tiles_of_several_lengths(rng, monkeypatch):
+    monkeypatch.setattr(minimal, "_MANY_CHANNELS", 1)
+    monkeypatch.setattr(products, "LARGE_KERNEL", 0)
+    check_all_passes("loop", 3, 1, rng, "minimal, several lengths")
+
+
+def test_the_minimal_form_rounds_nearly_as_the_direct_one_does(rng):
+    x, kernel, dy = (rng.normal(size=size) for size in [(4, 8, 8, 64), (3, 3, 64, 64), (4, 8, 8, 64)])
+    with jax.enable_x64(True):
+        exact, pull = jax.vjp(functools.partial(one_unit, strides=1), jnp.float64(x), jnp.float64(kernel))
+        exact = [np.asarray(value) for value in (exact, *pull(jnp.float64(dy)))]
+    x, kernel, dy = jnp.float32(x), jnp.float32(kernel), jnp.float32(dy)
+    direct, pull = jax.vjp(functools.partial(one_unit, strides=1), x, kernel)
+    turned = minimal.combined_taps(kernel[::-1, ::-1])
+    found = [
+        minimal.convolve(x, minimal.combined_taps(kernel)),
+        minimal.input_gradient(dy, turned),
+        minimal.kernel_gradient(x, dy),
+    ]
+    for value, plain, wanted in zip(found, (direct, *pull(dy)), exact, strict=True):
+        error, direct_error = (np.sqrt(np.mean((np.float64(side) - wanted) ** 2)) for side in (value, plain))
+        assert error < 3 * direct_error
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_pointwise_row_by_row_on_large_maps(length, rng):
+    x, kernel = jnp.float32(rng.normal(size=(5, 24, 24, length))), jnp.float32(rng.normal(size=(3, 1, 1, length, 2)))
+    plan = make_plan(jnp.array([0, 0, 2, 2, 2]), 3)
+    dy = jnp.float32(rng.normal(size=(5, 24, 24, 2)))
+    output, pull = jax.vjp(lambda x, k: routed_conv(x, k, plan, backend="loop"), x, kernel)
+    expected, expected_pull = jax.vjp(lambda x, k: jnp.einsum("bhwc,bco->bhwo", x, k[plan.unit, 0, 0]), x, kernel)
+    for got, wanted in zip((output, *pull(dy)), (expected, *expected_pull(dy)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -53,7 +94,7 @@ def test_all_passes_match_a_loop_over_units(backend, size, strides, rng):
     check_all_passes(backend, size, strides, rng)
 
 
-def check_all_passes(backend, size, strides, rng, several_lengths=False):
+def check_all_passes(backend, size, strides, rng, case=None):
     x = jnp.float32(rng.normal(size=(BATCH, 7, 6, 3)))
     kernel = jnp.float32(rng.normal(size=(UNITS, size, size, 3, 5)))
     for name, load in LOADS.items():
@@ -62,7 +103,7 @@ def check_all_passes(backend, size, strides, rng, several_lengths=False):
         oracle = functools.partial(one_unit, strides=strides)
         shape = jax.eval_shape(oracle, x, kernel[0]).shape
         cotangent = jnp.float32(rng.normal(size=shape))
-        output, dx, dkernel = passes(size, strides, backend, several_lengths)(x, kernel, plan, cotangent)
+        output, dx, dkernel = passes(size, strides, backend, case)(x, kernel, plan, cotangent)
         assert output.shape == shape
         for j in range(UNITS):
             rows = np.flatnonzero(unit == j)
@@ -79,7 +120,7 @@ def check_all_passes(backend, size, strides, rng, several_lengths=False):
 @pytest.mark.parametrize("tiled", [True, False])
 @pytest.mark.parametrize(("size", "strides"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 def test_the_plain_convolution_and_its_gradients_are_xlas(size, strides, tiled, rng, monkeypatch):
-    monkeypatch.setattr(loop, "LARGE_KERNEL", 2**18 if tiled else 0)
+    monkeypatch.setattr(importlib.import_module("rmn_jax.ops.conv"), "_MANY_CHANNELS", 1 if tiled else 99)
     x = jnp.float32(rng.normal(size=(11, 8, 6, 3)))
     kernel = jnp.float32(rng.normal(size=(size, size, 3, 5)))
     expected, expected_pull = jax.vjp(functools.partial(one_unit, strides=strides), x, kernel)
