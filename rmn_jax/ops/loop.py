@@ -23,7 +23,7 @@ from rmn_jax.ops import minimal, products
 from rmn_jax.ops.window import Window
 
 # Feature maps from this many pixels on keep a product busy with a few inputs, however large the batch.
-_LARGE_MAP = 256
+_LARGE_MAP = 64
 # Rows of pixels to a tile; its patches then stay in the cache.
 _PIXELS = 4096
 # Inputs that a tile of a small map holds, at least and, unless loads are large, at most.
@@ -137,7 +137,7 @@ def tile_lengths(batch: int, positions: int, num_units: int, kernel_values: int)
         return (min(batch, fitting, max(_SHORTEST, min(_LONGEST, 512 // positions))),)
     longest = min(fitting, _LONGEST)
     if positions < _LARGE_MAP:
-        longest *= max(1, batch // (num_units * _LONGEST))  # large loads can do with longer steps
+        longest *= min(2, max(1, batch // (num_units * _LONGEST)))  # large loads can do with longer steps
     step = max(1, longest // 4)
     return (*range(step, min(batch, longest), step), min(batch, longest))
 
