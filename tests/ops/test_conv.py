@@ -77,15 +77,9 @@ def test_the_minimal_form_rounds_nearly_as_the_direct_one_does(rng):
         assert error < 3 * direct_error
 
 
-@pytest.mark.parametrize("length", [1, 3])
-def test_pointwise_row_by_row_on_large_maps(length, rng):
-    x, kernel = jnp.float32(rng.normal(size=(5, 24, 24, length))), jnp.float32(rng.normal(size=(3, 1, 1, length, 2)))
-    plan = make_plan(jnp.array([0, 0, 2, 2, 2]), 3)
-    dy = jnp.float32(rng.normal(size=(5, 24, 24, 2)))
-    output, pull = jax.vjp(lambda x, k: routed_conv(x, k, plan, backend="loop"), x, kernel)
-    expected, expected_pull = jax.vjp(lambda x, k: jnp.einsum("bhwc,bco->bhwo", x, k[plan.unit, 0, 0]), x, kernel)
-    for got, wanted in zip((output, *pull(dy)), (expected, *expected_pull(dy)), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
+def test_a_pointwise_layer_row_by_row_as_large_maps_take_it(rng, monkeypatch):
+    monkeypatch.setattr(loop, "_ROW_BY_ROW", 1)
+    check_all_passes("loop", 1, 1, rng, "row by row")
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
