@@ -6,13 +6,14 @@ tile that belong to another unit are computed and thrown away (outputs) or maske
 What the shape of the loops owes to XLA:CPU: the kernel is sliced once a unit, not once a tile; a loop over tiles
 inside a loop over units compiles its body once, where unrolling would compile it N times. On small feature maps a
 matrix product spends much of its time on packing the kernel, so a unit should take few tiles; but a large tile
-is mostly empty for a small unit. Where kernels are large, a tile comes in several lengths, and the shortest that holds
-the rows runs.
+is mostly empty for a small unit. So a tile has one of two lengths: long ones while they are nearly full, then
+short ones. Each is compiled, so two are twice the programs of one.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,14 @@ from rmn_jax.dispatch import RoutePlan
 from rmn_jax.ops import minimal, products
 from rmn_jax.ops.window import Window
 
-# Feature maps from this many pixels on keep a product busy with a few inputs, however large the batch.
-_LARGE_MAP = 64
 # Rows of pixels to a tile; its patches then stay in the cache.
 _PIXELS = 4096
-# Inputs that a tile of a small map holds, at least and, unless loads are large, at most.
-_SHORTEST, _LONGEST = 8, 32
+# Feature maps of fewer pixels take longer tiles.
+_LARGE_MAP = 64
+# Inputs to a tile of a small map: what short ones have, and where long ones begin and, unless loads are large, end.
+_SHORT, _LEAST, _MOST = 8, 16, 32
+# Values of one kernel from which the tiles' lengths matter enough to be compiled twice.
+_TWO_LENGTHS = 2**15
 # Pixels from which a pointwise layer goes row by row: the kernels repeated for each row are then small beside the rows.
 _ROW_BY_ROW = 512
 
@@ -58,20 +61,15 @@ def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ..
     if minimal.fits(window, shape[-2], x.dtype):
         of_rows = minimal.kernel_gradient
 
-    def of_length(length: int, low, high, x, dy):
-        start = jnp.minimum(low, x.shape[0] - length)
-        tile_dy = jnp.where(_inside(start, length, low, high), lax.dynamic_slice_in_dim(dy, start, length), 0)
-        return of_rows(lax.dynamic_slice_in_dim(x, start, length), tile_dy)
-
     def of_unit(unit, result):
         first, last = plan.offsets[unit], plan.offsets[unit] + plan.sizes[unit]
 
-        def of_tile(index, total):
-            low, high = _bounds(first, last, index, lengths[-1])
-            return total + _shortest(of_length, lengths, low, high, x, dy)
+        def of_tile(length: int, low, total):
+            start, own = _rows(low, last, length, x.shape[0])
+            tile_dy = jnp.where(own, lax.dynamic_slice_in_dim(dy, start, length), 0)
+            return total + of_rows(lax.dynamic_slice_in_dim(x, start, length), tile_dy)
 
-        zeros = jnp.zeros(shape[1:], jnp.float32)
-        total = lax.fori_loop(0, _tiles(first, last, lengths[-1]), of_tile, zeros)
+        total = _over_tiles(lengths, first, last, of_tile, jnp.zeros(shape[1:], jnp.float32))
         return lax.dynamic_update_index_in_dim(result, total, unit, 0)
 
     return lax.fori_loop(0, shape[0], of_unit, jnp.zeros(shape, jnp.float32))
@@ -94,72 +92,58 @@ def map_tiles(
     positions = max(x.shape[1] * x.shape[2], result.shape[1] * result.shape[2])
     values = sum(leaf.size for leaf in jax.tree.leaves(kernel)) // plan.num_units
     lengths = tile_lengths(batch, positions, plan.num_units, values)
-    longest = lengths[-1]
-
-    def of_length(length: int, low, high, x, own_kernel):
-        del high
-        start = jnp.minimum(low, batch - length)
-        value = function(lax.dynamic_slice_in_dim(x, start, length), own_kernel)
-        if length == longest:
-            return value
-        room = jnp.zeros((longest, *value.shape[1:]), value.dtype)
-        return lax.dynamic_update_slice_in_dim(room, value, start - jnp.minimum(low, batch - longest), 0)
 
     def of_unit(unit, out):
         own_kernel = prepare(own_of(unit))
         first, last = plan.offsets[unit], plan.offsets[unit] + plan.sizes[unit]
 
-        def of_tile(index, out):
-            # A tile may reach into its neighbours, whose rows keep what they have.
-            low, high = _bounds(first, last, index, longest)
-            value = _shortest(of_length, lengths, low, high, x, own_kernel)
-            start = jnp.minimum(low, batch - longest)
-            if longest == 1:  # no neighbours to reach into
-                return lax.dynamic_update_slice_in_dim(out, value, start, 0)
-            kept = lax.dynamic_slice_in_dim(out, start, longest)
-            value = jnp.where(_inside(start, longest, low, high), value, kept)
+        def of_tile(length: int, low, out):
+            start, own = _rows(low, last, length, batch)
+            value = function(lax.dynamic_slice_in_dim(x, start, length), own_kernel)
+            if length > 1:  # a tile may reach into its neighbours, whose rows keep what they have
+                value = jnp.where(own, value, lax.dynamic_slice_in_dim(out, start, length))
             return lax.dynamic_update_slice_in_dim(out, value, start, 0)
 
-        return lax.fori_loop(0, _tiles(first, last, longest), of_tile, out)
+        return _over_tiles(lengths, first, last, of_tile, out)
 
     return lax.fori_loop(0, plan.num_units, of_unit, jnp.zeros(result.shape, result.dtype))
 
 
 def tile_lengths(batch: int, positions: int, num_units: int, kernel_values: int) -> tuple[int, ...]:
-    """Inputs to a tile, ascending, for feature maps of ``positions`` pixels: one length, or the choice of lengths.
+    """Inputs to a tile for feature maps of ``positions`` pixels: one length, or a short and a long one.
 
-    Several lengths only where a kernel has many values: each length is compiled, and a small kernel packs quickly.
+    Two lengths only where a kernel has many values: each is compiled, and a small kernel packs quickly.
     """
-    fitting = max(1, _PIXELS // positions)
+    fitting = max(1, min(batch, _PIXELS // positions))
     if num_units == 1:
-        return (min(batch, fitting),)
-    if kernel_values < products.LARGE_KERNEL:
-        return (min(batch, fitting, max(_SHORTEST, min(_LONGEST, 512 // positions))),)
-    longest = min(fitting, _LONGEST)
-    if positions < _LARGE_MAP:
-        longest *= min(2, max(1, batch // (num_units * _LONGEST)))  # large loads can do with longer steps
-    step = max(1, longest // 4)
-    return (*range(step, min(batch, longest), step), min(batch, longest))
+        return (fitting,)
+    if kernel_values < _TWO_LENGTHS:
+        return (min(fitting, max(_SHORT, min(_MOST, 512 // positions))),)
+    share, small_map = batch // num_units, positions < _LARGE_MAP
+    most = 2 * _MOST if small_map and share >= 2 * _MOST else _MOST
+    long = min(fitting, max(_LEAST, min(share, most)))
+    # The smaller the map, the more a tile costs beside its rows.
+    short = max(long // (2 if small_map else 4), min(_SHORT, fitting // 4), 1)
+    return (short, long) if short < long else (long,)
 
 
-def _tiles(first, last, longest: int):
-    return -(-(last - first) // longest)
+def _over_tiles(lengths: tuple[int, ...], first, last, of_tile: Callable, carry: Any) -> Any:
+    """``carry = of_tile(length, low, carry)`` over tiles that cover rows first .. last: long ones while they fill."""
+    short, long = lengths[0], lengths[-1]
+
+    def step(state):
+        low, carry = state
+        if short == long:
+            return low + long, of_tile(long, low, carry)
+        fills = last - low > long - short
+        choices = [functools.partial(of_tile, length) for length in (long, short)]
+        return low + jnp.where(fills, long, short), lax.cond(fills, *choices, low, carry)
+
+    return lax.while_loop(lambda state: state[0] < last, step, (first, carry))[1]
 
 
-def _bounds(first, last, index, longest: int):
-    low = first + index * longest
-    return low, jnp.minimum(low + longest, last)
-
-
-def _inside(start, length: int, low, high) -> jax.Array:
+def _rows(low, last, length: int, batch: int) -> tuple[jax.Array, jax.Array]:
+    """Where to slice for a tile from row ``low`` on, and which of its rows are its own ([length, 1, 1, 1] bool)."""
+    start = jnp.minimum(low, batch - length)
     rows = start + jnp.arange(length)
-    return ((rows >= low) & (rows < high))[:, None, None, None]
-
-
-def _shortest(function: Callable, lengths: tuple[int, ...], low, high, *arrays):
-    """``function`` with the shortest length that holds rows low .. high."""
-    if len(lengths) == 1:
-        return function(lengths[0], low, high, *arrays)
-    branch = sum((high - low > length).astype(jnp.int32) for length in lengths[:-1])
-    choices = [lambda *rest, length=length: function(length, *rest) for length in lengths]
-    return lax.switch(branch, choices, low, high, *arrays)
+    return start, ((rows >= low) & (rows < last))[:, None, None, None]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.dispatch import make_plan
-from rmn_jax.ops import conv, loop, minimal, products, routed_conv
+from rmn_jax.ops import conv, loop, minimal, routed_conv
 from rmn_jax.ops.conv import BACKENDS
 
 UNITS, BATCH = 4, 43
@@ -42,10 +42,10 @@ def passes(size, strides, backend, case=None):
     return jax.jit(run)
 
 
-def test_tiles_of_several_lengths_as_large_kernels_take_them(rng, monkeypatch):
-    monkeypatch.setattr(products, "LARGE_KERNEL", 0)
-    assert loop.tile_lengths(BATCH, 42, UNITS, 1) == (8, 16, 24, 32)
-    check_all_passes("loop", 3, 1, rng, "several lengths")
+def test_tiles_of_two_lengths_as_large_kernels_take_them(rng, monkeypatch):
+    monkeypatch.setattr(loop, "_TWO_LENGTHS", 0)
+    assert loop.tile_lengths(BATCH, 42, UNITS, 1) == (8, 16)
+    check_all_passes("loop", 3, 1, rng, "two lengths")
 
 
 def test_the_minimal_form(rng, monkeypatch):
@@ -53,10 +53,10 @@ def test_the_minimal_form(rng, monkeypatch):
     check_all_passes("loop", 3, 1, rng, "minimal")
 
 
-def test_the_minimal_form_in_tiles_of_several_lengths(rng, monkeypatch):
+def test_the_minimal_form_in_tiles_of_two_lengths(rng, monkeypatch):
     monkeypatch.setattr(minimal, "_MANY_CHANNELS", 1)
-    monkeypatch.setattr(products, "LARGE_KERNEL", 0)
-    check_all_passes("loop", 3, 1, rng, "minimal, several lengths")
+    monkeypatch.setattr(loop, "_TWO_LENGTHS", 0)
+    check_all_passes("loop", 3, 1, rng, "minimal, two lengths")
 
 
 def test_the_minimal_form_rounds_nearly_as_the_direct_one_does(rng):
