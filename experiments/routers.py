@@ -3,9 +3,9 @@
     python -m experiments.routers --scale=cpu
     python -m experiments.routers --scale=paper
 
-Random units, a fixed hash of the image, a learned top-1 gate with a load-balancing loss, nearest memory; none has
-attention. They cost the same multiply-adds. The wide plain network has about the parameters of the RMN, and the
-multiply-adds that come with them.
+Random units, a fixed hash of the image, a learned top-1 gate with a load-balancing loss (of the usual weight 0.01, and
+of ten times that), nearest memory; none has attention. They cost the same multiply-adds. The wide plain network has
+about the parameters of the RMN, and the multiply-adds that come with them.
 """
 
 import sys
@@ -13,11 +13,12 @@ import sys
 from experiments import suite
 from experiments.paper import top1
 
-ROUTERS = (
-    ("Nearest memory", "memory"),
-    ("Learned top-1 gate", "learned"),
-    ("Fixed hash", "hash"),
-    ("Random", "random"),
+ROUTERS: tuple[tuple[str, dict], ...] = (
+    ("Nearest memory", {}),
+    ("Learned top-1 gate", {"model__router": "learned"}),
+    ("Learned top-1 gate, balance 0.1", {"model__router": "learned", "balance_loss": 0.1}),
+    ("Fixed hash", {"model__router": "hash"}),
+    ("Random", {"model__router": "random"}),
 )
 
 
@@ -34,14 +35,9 @@ def rows(arguments) -> list[suite.Row]:
     routed = make("rmn_no_ca")
     batch = routed.batch_size
     found = [suite.Row(f"Original, batch {batch}", make("plain", batch_size=batch), paper.get("plain_1024"))]
-    for name, router in ROUTERS:
-        found.append(
-            suite.Row(
-                name,
-                suite.with_settings(routed, model__router=router),
-                paper.get("rmn_no_ca") if router == "memory" else None,
-            )
-        )
+    for name, settings in ROUTERS:
+        reported = None if settings else paper.get("rmn_no_ca")
+        found.append(suite.Row(name, suite.with_settings(routed, **settings), reported))
     if wide:
         config = make("plain", batch_size=batch, model__width=wide)
         found.append(suite.Row(f"Original, width {wide}, batch {batch}", config))
