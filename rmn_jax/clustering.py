@@ -33,10 +33,13 @@ def k_means(features: np.ndarray, num_units: int, seed: int) -> np.ndarray:
     if len(features) < num_units:
         raise UserError(
             f"{len(features)} training images cannot initialise {num_units} memories; "
-            f"set config.model.num_units to {len(features)} or less."
+            f"set config.model.num_units to {len(features)} or less, and start in a new --workdir."
         )
     if not np.isfinite(features).all():
-        raise UserError("the stem network's features are not finite: step 1 diverged; lower config.learning_rate.peak.")
+        raise UserError(
+            "the stem network's features are not finite: step 1 diverged; "
+            "lower config.learning_rate.peak, and start in a new --workdir."
+        )
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         result = KMeans(num_units, n_init=3, random_state=seed).fit(features.astype(np.float64))

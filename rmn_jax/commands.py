@@ -62,13 +62,29 @@ def _keys(tree, prefix: str = ""):
             yield prefix + key
 
 
+def _join_processes() -> None:
+    """``jax.distributed.initialize`` with what the cluster tells, or JAX_COORDINATOR_ADDRESS and the two below."""
+    import os
+
+    import jax
+
+    def number(variable: str) -> int | None:
+        return int(os.environ[variable]) if variable in os.environ else None
+
+    try:
+        jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed cannot join the other processes: {str(error).splitlines()[0]} Outside of a cluster that "
+            "JAX knows, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each."
+        ) from None
+
+
 def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn train``: the four steps, or the plain backbone."""
     config = load_config(arguments.config, overrides)
     if arguments.distributed:
-        import jax
-
-        jax.distributed.initialize()
+        _join_processes()
     from rmn_jax.four_step import run_training
     from rmn_jax.train.run import Run
 

@@ -96,6 +96,7 @@ FREE_KEYS = (
     "data.workers",
     "data.data_dir",
     "data.path",
+    "data.skip_corrupt",
     "eval_batch_size",
 )
 
@@ -144,6 +145,11 @@ def validate(config: ConfigDict, device_count: int) -> None:
             0 <= config.stem_epochs < config.epochs,
             f"config.stem_epochs is {config.stem_epochs}; it must be from 0 to below config.epochs ({config.epochs}).",
         )
+    check(0 <= config.seed < 2**32, f"config.seed is {config.seed}; it must be from 0 to 4294967295.")
+    rate = config.learning_rate
+    check(rate.warmup_epochs >= 0, f"config.learning_rate.warmup_epochs is {rate.warmup_epochs}; it must be 0 or more.")
+    reference = rate.reference_batch
+    check(reference >= 1, f"config.learning_rate.reference_batch is {reference}; it must be 1 or more.")
     check(config.balance_loss >= 0, f"config.balance_loss is {config.balance_loss}; it must be 0 or more.")
     alpha = config.model.memory_momentum
     check(0 <= alpha <= 1, f"config.model.memory_momentum is {alpha}; it must lie between 0 and 1.")

@@ -12,6 +12,10 @@ REFUSED = {
     "negative mixup": ({"mixup": -0.1}, "config.mixup is -0.1"),
     "no parts": ({"accumulation": 0}, "config.accumulation is 0"),
     "uneven parts": ({"accumulation": 3}, "use a multiple of 24"),
+    "a negative seed": ({"seed": -1}, "config.seed is -1"),
+    "a seed beyond 32 bits": ({"seed": 2**32}, "config.seed is 4294967296"),
+    "less than no warm-up": ({"learning_rate": {"warmup_epochs": -1}}, "config.learning_rate.warmup_epochs is -1"),
+    "scaled by nothing": ({"learning_rate": {"reference_batch": 0}}, "config.learning_rate.reference_batch is 0"),
     "uneven pairs": ({"accumulation": 128, "mixup": 0.2}, "pairs of mixup; use a multiple of 2048"),
 }
 

@@ -84,6 +84,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(place, uninterrupted, tmp_path):
     result, leaves, lines = uninterrupted
     with pytest.raises(Preempted, match=f"after update {place[0]};"):
         run_training(open_run(tmp_path, place))
+    assert not list((tmp_path / "checkpoints").glob("*damaged*"))  # nothing is saved twice
     again = run_training(open_run(tmp_path))
     assert {**again, "workdir": ""} == {**result, "workdir": ""}
     assert outcome(tmp_path) == (leaves, lines)

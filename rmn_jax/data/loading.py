@@ -146,6 +146,8 @@ def _streamed_statistics(image_set: ImageSet, image_shape: tuple[int, int, int],
     shape = stored_shape(config_data.augment, image_shape)
     chunks = _sampled_images(image_set.train, shape)
     key = _statistics_key(image_set, shape)
+    if len(image_set.train) > statistics.SAMPLE:
+        key += " sampled"  # or a run's mean would depend on which of the two feeds came here first
     return statistics.load_or_compute(image_set.folder, key, partial(statistics.compute, chunks))
 
 

@@ -75,7 +75,7 @@ class RMN(nn.Module):
       backend: of the routed convolutions, see ``rmn_jax.ops.conv``.
       router: "memory" (the method), or one to compare with: "random", "hash", "learned" (see
         ``rmn_jax.models.routers``). Memories are kept with every router; only "memory" routes by them. With
-        "learned" there are parameters ``gate1`` .., in the plain network too, where they wait unused.
+        "learned" there are ``gate_norm1``, ``gate1`` .., in the plain network too, where the gates wait unused.
       metric: between features and memories, see ``rmn_jax.routing.squared_distances``.
       prepared: for inference: convolutions and norms read the collection ``prepared``, see ``RoutedConv``.
     """
@@ -124,7 +124,7 @@ class RMN(nn.Module):
             back = invert(example)
             stage_input = routing.global_average_pool(x)
             pooled.append(permute(stage_input, back, example))
-            plan, gate, scores = None, None, self._gate_scores(i, stage_input)
+            plan, gate, scores = None, None, self._gate_scores(i, stage_input, train)
             if self.routed:
                 memory = self.variable(
                     "memory", f"memory{i + 1}", jnp.zeros, (self.num_units, x.shape[-1]), jnp.float32
@@ -203,9 +203,13 @@ class RMN(nn.Module):
             raise ValueError("a unit or condition drawn at random needs keys (or an assignment)")
         return routers.random_unit(keys, stage, self.num_units)
 
-    def _gate_scores(self, stage: int, stage_input: jax.Array) -> jax.Array | None:
-        """A learned gate's logits [B, N] float32; None with other routers. Their features get no gradient from it."""
+    def _gate_scores(self, stage: int, stage_input: jax.Array, train: bool) -> jax.Array | None:
+        """A learned gate's logits [B, N] float32; None with other routers. Their features get no gradient from it.
+
+        The features are normalised first: what all inputs have in common would send them all to one unit.
+        """
         if self.router != "learned":
             return None
-        gate = nn.Dense(self.num_units, use_bias=False, name=f"gate{stage + 1}")
-        return gate(jax.lax.stop_gradient(stage_input))
+        features = jax.lax.stop_gradient(stage_input)[:, None, None, :]
+        features = self._layers(train, None, None).norm(name=f"gate_norm{stage + 1}")(features)[:, 0, 0]
+        return nn.Dense(self.num_units, use_bias=False, name=f"gate{stage + 1}")(features)

@@ -37,8 +37,9 @@ def hashed_unit(images: jax.Array, stage: int, num_units: int) -> jax.Array:
     """A fixed function of the image, learned from nothing: [B, H, W, C] -> [B] int32.
 
     Locality-sensitive hashing: of N fixed random directions, the one along which the image's 4x4 thumbnail, less its
-    own mean, reaches furthest. An image keeps its unit for ever, near copies of it mostly share it, and each stage
-    has directions of its own.
+    own mean, reaches furthest. The same pixels have the same unit for ever, and each stage has directions of its own.
+    What is hashed is the image as the network is fed it: another crop of it mostly shares its unit, its mirror image
+    mostly does not.
     """
     batch, channels = images.shape[0], images.shape[-1]
     small = jax.image.resize(images.astype(jnp.float32), (batch, _THUMBNAIL, _THUMBNAIL, channels), "linear")
@@ -53,8 +54,8 @@ def hashed_unit(images: jax.Array, stage: int, num_units: int) -> jax.Array:
 def gate(logits: jax.Array, unit: jax.Array, axis_name: Any = None) -> Gate:
     """The gradient's way to a top-1 gate, and the loss that balances the loads (Switch Transformer, 2021).
 
-    The output of the unit is multiplied by p / stop_gradient(p), which is one: cloning leaves the network's outputs
-    as they are, and the gate learns as if the output had been scaled by its probability p.
+    The output of the unit is multiplied by 1 + p - stop_gradient(p), which is one: cloning leaves the network's
+    outputs as they are, and the gate's gradient is that of an output scaled by its probability p.
 
     The balancing loss is N sum_j f_j P_j, with f_j the share of the global batch sent to unit j (a constant) and P_j
     the mean probability of unit j; 1 when balanced. Summed over devices it is that of the global batch.
@@ -72,4 +73,4 @@ def gate(logits: jax.Array, unit: jax.Array, axis_name: Any = None) -> Gate:
         sent = jax.lax.psum(sent, axis_name)
     total = jnp.sum(sent)
     balance = num_units * jnp.sum(sent / total * jnp.sum(probability, axis=0) / total)
-    return Gate(own / jax.lax.stop_gradient(own), balance)
+    return Gate(1 + (own - jax.lax.stop_gradient(own)), balance)

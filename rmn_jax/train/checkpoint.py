@@ -54,6 +54,7 @@ class Checkpoints:
         self._folder = workdir / "checkpoints"
         self._keep = keep
         self._warn = warn
+        self._damaged: list[Position] = []
 
     def positions(self) -> list[Position]:
         """What the folder lists, newest first, good or not."""
@@ -65,6 +66,8 @@ class Checkpoints:
     def save(self, state: TrainState, position: Position) -> None:
         """Saves, then removes the oldest good ones beyond ``keep``.
 
+        Those that ``restore`` passed over are renamed first: they neither count as good nor are ever removed.
+
         Raises:
           UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
         """
@@ -74,7 +77,9 @@ class Checkpoints:
         try:
             if first:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                _set_aside(target)
+                for damaged in {*self._damaged, position}:
+                    _set_aside(self._folder / damaged.folder)
+                self._damaged = []
             with ocp.PyTreeCheckpointer() as checkpointer:
                 checkpointer.save(target / "arrays", leaves)
             if first:
@@ -105,11 +110,12 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but none verifies.
         """
-        positions = self.positions()
+        self._damaged, positions = [], self.positions()
         for position in positions:
             try:
                 return self._load(position, make_target(position)), position
             except Damaged as problem:
+                self._damaged.append(position)
                 self._warn(f"checkpoint {self._folder / position.folder} is damaged ({problem}); trying an older one")
         if positions:
             raise UserError(
@@ -173,7 +179,8 @@ def _digest(value: np.ndarray) -> str:
 def _read_manifest(folder: pathlib.Path) -> dict:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        return {"leaves": {name: dict(entry) for name, entry in manifest["leaves"].items()}}
+        wanted = ("shape", "dtype", "digest")
+        return {"leaves": {name: {key: entry[key] for key in wanted} for name, entry in manifest["leaves"].items()}}
     except FileNotFoundError:
         raise Damaged("it was not finished") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError):

@@ -98,6 +98,9 @@ def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> 
     """``{"top1", "top5", "loss", "examples", "load"}`` over a split, every example counted once.
 
     With ``config.ema`` it is the averaged parameters that are evaluated.
+
+    Raises:
+      UserError: the loss is not finite, or every example was skipped.
     """
     eval_step = run.eval_step(routed)
     sums = None
@@ -105,7 +108,14 @@ def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> 
         part = eval_step(state.eval_variables, batch, run.eval_key)
         sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
     sums = jax.device_get(sums)
-    count = float(sums.count)
+    count = 0.0 if sums is None else float(sums.count)
+    if not count:
+        raise UserError(f"there is no image to evaluate on in the {split} split; mend the data set.")
+    if not math.isfinite(float(sums.loss)):
+        raise UserError(
+            f"the {split} split's loss is not finite: training diverged; lower config.learning_rate.peak "
+            "or lengthen config.learning_rate.warmup_epochs, and start in a new --workdir."
+        )
     return {
         "top1": float(sums.top1) / count,
         "top5": float(sums.top5) / count,

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -58,6 +60,11 @@ class Run:
         )
         self.info = self.dataset.info
         _check_same_data(self.info, self.workdir)
+        if config.method == "rmn" and self.info.train_examples < config.model.num_units:
+            raise UserError(
+                f"{self.info.train_examples} training images cannot initialise {config.model.num_units} memories; "
+                f"set config.model.num_units to {self.info.train_examples} or less."
+            )
         self.preprocess = data.make_preprocess(config.data, self.info)
         self.updates_per_epoch = self.dataset.updates_per_epoch
         self.total_updates = config.epochs * self.updates_per_epoch
@@ -73,6 +80,8 @@ class Run:
         self.reporter = Reporter(self.workdir, quiet=quiet or jax.process_index() != 0)
         self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep, self.reporter.say)
         self.stop_requested = False
+        self._saved: Position | None = None
+        self._asked = 0
 
     def claim_workdir(self) -> None:
         """Makes the folder this run's: writes the resolved configuration and what is known of the data set."""
@@ -130,10 +139,12 @@ class Run:
         everywhere = NamedSharding(self.mesh, P())
         if jax.process_count() == 1:
             return jax.device_put(state, everywhere)
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_callback(leaf.shape, everywhere, lambda index: leaf[index]),
-            state,
-        )
+
+        def spread(leaf):
+            host = np.asarray(leaf)  # a leaf that is already on all processes' devices cannot be indexed
+            return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+
+        return jax.tree.map(spread, state)
 
     def restore(self) -> tuple[TrainState, Position] | None:
         """The newest good checkpoint, on the devices; None for a fresh run."""
@@ -142,22 +153,37 @@ class Run:
 
     def save(self, state: TrainState, step: int) -> None:
         """A checkpoint of this state."""
-        self.checkpoints.save(state, Position(int(state.update), step))
+        position = Position(int(state.update), step)
+        self.checkpoints.save(state, position)
+        self._saved = position
 
     def should_stop(self, update: int, step: int) -> bool:
-        """Whether to stop here, after ``update`` updates in ``step``; asked between updates and between steps."""
+        """Whether to stop here, after ``update`` updates in ``step``; asked between updates and between steps.
+
+        Several processes stop together, at the place they agree on once one of them has had a SIGTERM.
+        """
         del update, step
+        if jax.process_count() > 1:
+            self._asked += 1
+            return multihost_utils.reached_preemption_sync_point(self._asked)
         return self.stop_requested
 
     def check_stop(self, state: TrainState, update: int, step: int) -> None:
         """Saves and raises ``Preempted`` if the process was asked to stop."""
         if self.should_stop(update, step):
-            self.save(state, step)
+            if self._saved != Position(update, step):
+                self.save(state, step)
             raise Preempted(f"stopped after update {update}; the same command goes on from there")
 
     @contextlib.contextmanager
     def stopping_on_signals(self):
-        """SIGTERM and the first Ctrl-C set a flag that the loop reads between updates."""
+        """SIGTERM and the first Ctrl-C set a flag that the loop reads between updates.
+
+        With several processes JAX itself listens for SIGTERM, and would not if a handler took its place.
+        """
+        if jax.process_count() > 1:
+            yield
+            return
 
         def request(signum, frame):
             del frame

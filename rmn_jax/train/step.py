@@ -166,7 +166,8 @@ def make_eval_step(model: RMN, prepare: Callable[[jax.Array], jax.Array], mesh: 
         own = jnp.take_along_axis(outputs.logits, label[:, None], axis=-1)
         # Rank by comparison, the lower class first among equals, as argmax and a stable sort have it.
         before = jnp.arange(outputs.logits.shape[-1])[None] < label[:, None]
-        rank = jnp.sum((outputs.logits > own) | ((outputs.logits == own) & before), axis=-1)
+        # What is not a number is before every other: a network that blew up is right about nothing.
+        rank = jnp.sum(~(outputs.logits < own) & ((outputs.logits != own) | before), axis=-1)
         units = jax.nn.one_hot(outputs.assignment, model.num_units) * mask[None, :, None]
         load = jnp.sum(units, axis=1) if model.routed else jnp.zeros((0, model.num_units))
         total = lambda values: jnp.sum(values * mask)  # noqa: E731

@@ -41,8 +41,8 @@ def test_the_gate_multiplies_by_one_and_learns_its_probability(rng):
     assert (gate(logits, unit).gain == 1).all()
     weight = jnp.float32(rng.normal(size=BATCH))
     found = jax.grad(lambda logits: jnp.sum(weight * gate(logits, unit).gain))(logits)
-    log_probability = lambda logits: jnp.take_along_axis(jax.nn.log_softmax(logits), unit[:, None], axis=1)[:, 0]  # noqa: E731
-    expected = jax.grad(lambda logits: jnp.sum(weight * log_probability(logits)))(logits)  # dp / p = d log p
+    probability = lambda logits: jnp.take_along_axis(jax.nn.softmax(logits), unit[:, None], axis=1)[:, 0]  # noqa: E731
+    expected = jax.grad(lambda logits: jnp.sum(weight * probability(logits)))(logits)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -59,11 +59,8 @@ def test_right_after_cloning_every_router_gives_the_stems_logits(router, rng):
     images, keys = jnp.float32(rng.normal(size=(BATCH, 8, 8, 3))), jax.random.split(jax.random.key(3), BATCH)
     variables = initialise(plain, jax.random.key(0), images, keys=keys)
     expected = jax.jit(plain.apply)(variables, images, keys=keys)
-    # Gates that are blind to what all images have in common, or all would take one unit.
     for i, pooled in enumerate(expected.pooled if router == "learned" else ()):
-        mean = pooled.mean(axis=0)
-        kernel = jnp.float32(rng.normal(size=(pooled.shape[1], UNITS)))
-        variables["params"][f"gate{i + 1}"] = {"kernel": kernel - jnp.outer(mean, mean @ kernel) / (mean @ mean)}
+        variables["batch_stats"][f"gate_norm{i + 1}"] = {"mean": pooled.mean(axis=0), "var": pooled.var(axis=0)}
     memory = {"memory1": jnp.zeros((UNITS, 4)), "memory2": jnp.zeros((UNITS, 4))}
     routed_variables = {**{name: clone(tree, UNITS) for name, tree in variables.items()}, "memory": memory}
     routed = plain.clone(routed=True)
@@ -75,7 +72,10 @@ def test_right_after_cloning_every_router_gives_the_stems_logits(router, rng):
             assert (units == hashed_unit(images, stage, UNITS)).all()
     if router == "learned":  # by hand, from the features that the stage is given
         for i, units in enumerate(outputs.assignment):
-            scores = outputs.pooled[i] @ variables["params"][f"gate{i + 1}"]["kernel"]
+            features = (outputs.pooled[i] - outputs.pooled[i].mean(axis=0)) / jnp.sqrt(
+                outputs.pooled[i].var(axis=0) + 1e-5
+            )
+            scores = features @ variables["params"][f"gate{i + 1}"]["kernel"]
             assert np.mean(units == jnp.argmax(scores, -1)) > 0.9  # but for ties within rounding
 
 

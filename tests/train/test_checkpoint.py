@@ -74,6 +74,14 @@ def change_type(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def misspell(key):
+    def damage(folder):
+        path = folder / "manifest.json"
+        path.write_text(path.read_text().replace(f'"{key}"', f'"{key}s"', 1))
+
+    return damage
+
+
 DAMAGE = {
     "a flipped bit": flip_a_bit,
     "a truncated file": truncate,
@@ -81,6 +89,8 @@ DAMAGE = {
     "half a manifest": lambda folder: (folder / "manifest.json").write_text('{"leaves": {"a'),
     "a symbolic link": link_out,
     "another type": change_type,
+    "a manifest without a digest": misspell("digest"),
+    "a manifest without a shape": misspell("shape"),
 }
 
 
@@ -129,6 +139,20 @@ def test_the_oldest_good_ones_go(checkpoints, tmp_path):
     for update, step in ((30, 3), (30, 4), (40, 4)):
         checkpoints.save(make_state(update), Position(update, step))
     assert checkpoints.positions() == [Position(40, 4), Position(30, 4), Position(30, 3)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_one_neither_counts_as_good_nor_goes(tmp_path, said):
+    kept = Checkpoints(tmp_path, keep=1, warn=said.append)
+    Checkpoints(tmp_path, keep=2, warn=said.append).save(make_state(10), Position(10, 1))
+    Checkpoints(tmp_path, keep=2, warn=said.append).save(make_state(20), Position(20, 1))
+    flip_a_bit(newest(tmp_path))
+    assert restore(kept)[1].update == 10
+    kept.save(make_state(13), Position(13, 1))  # older than the damaged one
+    kept.save(make_state(30), Position(30, 1))
+    assert kept.positions() == [Position(30, 1)]
+    assert restore(kept)[1].update == 30
+    assert (tmp_path / "checkpoints" / "update_00000020.step1.damaged1").is_dir()
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(checkpoints, monkeypatch):
