@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is used from the checkout, not installed
 
 from benchmarks.gpu import conv, floor, report, step  # noqa: E402
+from benchmarks.gpu.launches import count_launches  # noqa: E402
 from benchmarks.gpu.layers import CHIPS, PASSES, Layer, find_chip, layers_of, work  # noqa: E402
 from benchmarks.gpu.record import Record  # noqa: E402
 from benchmarks.gpu.settings import Group, backbone_of, dry_run  # noqa: E402
@@ -86,12 +87,12 @@ def test_conv_and_step_measure_once_and_report(tmp_path, capsys):
         ("conv", "visits", "random"),
         ("conv", "visits", "all-to-one"),
         ("step", "plain", None),
-        ("step", "RMN+CA N=4", None),
+        ("step", "RMN+CA N=4 visits", None),
     }
     for load in ("random", "all-to-one"):
         line = sides["conv", "visits", load]
         assert line["right"] and line["difference"] < 1e-5 and line["ratio"] > 0 and line["over_least"] > 0
-    routed = sides["step", "RMN+CA N=4", None]
+    routed = sides["step", "RMN+CA N=4 visits", None]
     assert routed["images_per_second"] > 0 and routed["ratio"] > 0 and 0 < routed["mfu"] < 1
     assert routed["planned_megabytes"] > 0 and routed["peak_megabytes"] is None  # a CPU keeps no such count
     before = pathlib.Path(path).read_text()
@@ -101,7 +102,7 @@ def test_conv_and_step_measure_once_and_report(tmp_path, capsys):
     capsys.readouterr()
     report.run(settings, Record(path))
     table = capsys.readouterr().out
-    assert "### conv" in table and "### step" in table and "| RMN+CA N=4 |" in table
+    assert "### conv" in table and "### step" in table and "| RMN+CA N=4 visits |" in table
 
 
 def test_memory_that_does_not_suffice_halves_the_batch(tmp_path, monkeypatch, capsys):
@@ -138,3 +139,31 @@ print(json.dumps(sorted(sys.modules)))
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "torch" not in json.loads(done.stdout)  # only the process of its own part
+
+
+HLO = """HloModule jit_step, is_scheduled=true
+
+%body.1 (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %conv.2 = (f32[4]{0}, u8[0]{0}) custom-call(%x), custom_call_target="__cudnn$convForward"
+  ROOT %add_fusion = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused
+}
+
+%cond.1 (p: (s32[], f32[4])) -> pred[] {
+  ROOT %less = pred[] compare(%a, %b), direction=LT
+}
+
+ENTRY %main.3 (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %copy.1 = f32[4]{0} copy(%a)
+  %while.1 = (s32[], f32[4]{0}) while(%t), body=%body.1, backend_config={"known_trip_count":{"n":"39"}}
+  ROOT %out = f32[4]{0} get-tuple-element(%while.1), index=1
+}
+"""
+
+
+def test_launches_of_a_loop_count_as_often_as_it_runs():
+    assert count_launches(HLO) == {"outside": 1, "in loops": 78}
+    with pytest.raises(ValueError, match="unknown length"):
+        count_launches(HLO.replace("known_trip_count", "initial"))

@@ -4,6 +4,7 @@
     python -m benchmarks.gpu step --out=FILE --seconds=500
     python -m benchmarks.gpu conv torch determinism --out=FILE --seconds=500
     python -m benchmarks.gpu report --out=FILE           # tables in Markdown
+    python -m benchmarks.gpu launches --out=FILE         # kernels of an update, compiled without a GPU
     python -m benchmarks.gpu all --dry-run               # the same code, tiny, on a CPU
 
 A line of JSON is printed, and appended to FILE, as soon as it is measured. The same command again measures what is
@@ -28,7 +29,7 @@ MODULES = {"torch": "torch_eager"}
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
-    _environment(arguments.dry_run)
+    _environment(arguments.dry_run, arguments.parts)
     parts = PARTS if "all" in arguments.parts else tuple(dict.fromkeys(arguments.parts))
     if len(parts) > 1:  # a process each, so that none holds the GPU's memory while another measures
         _each_in_a_process(parts, arguments, sys.argv[1:] if argv is None else argv)
@@ -44,14 +45,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"))
+    parser.add_argument("parts", nargs="+", choices=(*PARTS, "launches", "all"))
     parser.add_argument("--out", help="the file of lines")
     parser.add_argument("--seconds", type=float, help="time for this command")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
     parser.add_argument("--networks", nargs="+", help="of step and floor: as in resnet18-64")
     parser.add_argument("--batch", type=int, help="B of every part")
     parser.add_argument("--num_units", type=int, help="N of conv, torch, determinism and floor")
-    parser.add_argument("--backends", nargs="+", help="of the routed convolution")
+    parser.add_argument("--backends", nargs="+", help="of the routed convolution, in conv, step and launches")
+    parser.add_argument("--units", type=int, nargs="+", help="of step and launches: only RMNs with so many")
     parser.add_argument("--loads", nargs="+", help="of conv")
     parser.add_argument("--passes", nargs="+", choices=("together", "fwd", "dgrad", "wgrad"), help="of conv")
     parser.add_argument("--conv_networks", nargs="+", help="of conv: as in resnet18-64")
@@ -75,6 +77,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         if not groups:
             raise SystemExit(f"no network of {arguments.networks}; there are {[group.name for group in GROUPS]}")
         settings = settings._replace(groups=groups)
+    if arguments.units:
+        only = lambda group: tuple(pair for pair in group.routed if pair[0] in arguments.units)  # noqa: E731
+        settings = settings._replace(groups=tuple(group._replace(routed=only(group)) for group in settings.groups))
     if arguments.batch:
         settings = settings._replace(groups=tuple(group._replace(batch=arguments.batch) for group in settings.groups))
     if arguments.conv_networks:
@@ -83,9 +88,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
-def _environment(dry: bool) -> None:
+def _environment(dry: bool, parts: list[str]) -> None:
     """What JAX reads when it starts: nearly all of the GPU's memory for this process."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    if parts == ["launches"]:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     if not dry:
         return
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -38,7 +38,8 @@ class Settings(NamedTuple):
       conv_layers: how many layers of each; None is all.
       batch: B of ``conv`` and ``torch``; halved where memory does not hold it.
       num_units: N of ``conv``, ``torch`` and ``determinism``.
-      backends: of the routed convolution; None is all but "loop" (which waits for the host), on a CPU all.
+      backends: of the routed convolution; None is the automatic one in ``step``, both for GPUs in ``launches``, and in
+        ``conv`` all but "loop" (which waits for the host), on a CPU all.
       loads: of ``conv``.
       passes: of ``conv``.
       rounds: samples of each side.

@@ -1,5 +1,6 @@
 """Part ``step``: whole updates, an RMN at a time against its plain network, both in one process and in turn."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -45,14 +46,15 @@ def _measure(group: Group, settings: Settings, record: Record) -> bool:
     """Adds a group's missing lines; False when time is up. The plain line comes with the first RMN's."""
     prefix = _prefix(group, settings)
     plain = None
-    for num_units, attention in group.routed:
-        name = _side_name(num_units, attention)
+    backends = settings.backends or ("auto",)
+    for (num_units, attention), backend in itertools.product(group.routed, backends):
+        name = _side_name(num_units, attention) + ("" if backend == "auto" else f" {backend}")
         if f"{prefix}/{name}" in record:
             continue
         if not record.go_on(f"{prefix}/{name}"):
             return False
         plain = plain or _Side(group, settings, None, "none")
-        routed = _Side(group, settings, num_units, attention)
+        routed = _Side(group, settings, num_units, attention, backend)
         seconds = seconds_per_call(
             {"plain": plain.update, name: routed.update}, settings.rounds, settings.sample_seconds
         )
@@ -66,15 +68,15 @@ def _measure(group: Group, settings: Settings, record: Record) -> bool:
 class _Side:
     """An update with what its first call showed of the device's memory."""
 
-    def __init__(self, group: Group, settings: Settings, num_units: int | None, attention: str):
+    def __init__(self, group: Group, settings: Settings, num_units: int | None, attention: str, backend: str = "auto"):
         backbone = backbone_of(group.backbone, group.image_size)
         data = random_batch(group.batch, group.image_size, num_classes_of(group.image_size))
         device = jax.devices()[0]
         others = _memory(device, "bytes_in_use")
-        self.update = Update(backbone, data, num_units, attention, dtype=jnp.dtype(settings.dtype))
+        self._chip = find_chip(device.device_kind, settings.peak_flops, settings.bandwidth)
+        self.update = Update(backbone, data, num_units, attention, dtype=jnp.dtype(settings.dtype), backend=backend)
         self._batch = group.batch
         self._multiply_adds = count_multiply_adds(self.update.model, group.image_size)
-        self._chip = find_chip(device.device_kind, settings.peak_flops, settings.bandwidth)
         *_, whole = floor.lines(group, num_units, self._chip, jnp.dtype(settings.dtype).itemsize)
         self._least_ms = whole["least_ms"]
         before = _memory(device, "peak_bytes_in_use")

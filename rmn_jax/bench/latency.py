@@ -52,7 +52,9 @@ def bench_latency(
         if routed:
             variables = {**variables, "memory": _spread(model, variables, images, num_units)}
         sides[name] = _Turning(model, variables, shape, inputs)
-    if importlib.util.find_spec("torch") and image_size == 224:  # the sizes torchvision's networks are for
+    if (
+        jax.default_backend() == "cpu" and importlib.util.find_spec("torch") and image_size == 224
+    ):  # the sizes torchvision's networks are for
         sides["torch eager"] = _TorchEager(backbone, inputs)
     seconds = interleave(sides, rounds)
     for name, side in sides.items():

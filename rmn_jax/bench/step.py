@@ -36,10 +36,10 @@ def bench_step(
     network = create_backbone(backbone, 100, image_size)
     sides: dict[str, Any] = {"plain": Update(network, data, None, attention)}
     sides |= {f"N={n}": Update(network, data, n, attention, load) for n in units}
-    if importlib.util.find_spec("torch") and backbone in ("resnet18", "resnet50") and image_size <= 64:
+    on_host = jax.default_backend() == "cpu"
+    if on_host and importlib.util.find_spec("torch") and backbone in ("resnet18", "resnet50") and image_size <= 64:
         sides["torch eager"] = _TorchUpdate(backbone, data)
     largest = max((side.temporary_bytes for side in sides.values() if isinstance(side, Update)), default=0)
-    on_host = jax.default_backend() == "cpu"
     seconds = interleave(sides, rounds, (lambda: touch_memory(largest)) if on_host else None)
     for name, side in sides.items():
         yield {
@@ -87,10 +87,11 @@ class Update:
         attention: str = "none",
         load: str = "random",
         dtype: Any = jnp.float32,
+        backend: str = "auto",
     ):
         """``num_units`` None is the plain network; for ``data`` see ``random_batch``, for ``load`` ``LOADS``."""
         routed = num_units is not None
-        self.model = RMN(backbone, num_units or 1, routed, attention, axis_name=AXIS, dtype=dtype)
+        self.model = RMN(backbone, num_units or 1, routed, attention, axis_name=AXIS, dtype=dtype, backend=backend)
         stages, batch = len(backbone.stages), len(data["label"])
         model: Any = self.model
         if num_units is not None:

@@ -9,6 +9,7 @@ Backends, chosen by platform and overridable by name:
 
     loop    nested loops over units and tiles of their rows, dynamic trip counts (CPU)
     visits  one loop with a static number of tile visits, never waiting for the host (GPU, TPU)
+    tiles   one grouped convolution a pass over padded tiles, as static (to compare with visits on a GPU)
 """
 
 import functools
@@ -19,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmn_jax.dispatch import RoutePlan
-from rmn_jax.ops import loop, visits
+from rmn_jax.ops import loop, tiles, visits
 from rmn_jax.ops.window import Window, convolve, input_gradient, subsampled
 
 # Channels from which XLA:CPU's own convolution is the slower one.
 _MANY_CHANNELS = 32
 
-BACKENDS = {"loop": loop, "visits": visits}
+BACKENDS = {"loop": loop, "visits": visits, "tiles": tiles}
 
 
 class _Static(NamedTuple):

@@ -47,7 +47,8 @@ def schedule(plan: RoutePlan, batch: int, length: int) -> Visits:
     tiles = -(-plan.sizes // length)
     ends = jnp.cumsum(tiles)
     visit = jnp.arange(bound(batch, plan.num_units, length), dtype=jnp.int32)
-    unit = jnp.minimum(jnp.searchsorted(ends, visit, side="right"), plan.num_units - 1).astype(jnp.int32)
+    unit = jnp.searchsorted(ends, visit, side="right", method="compare_all")
+    unit = jnp.minimum(unit, plan.num_units - 1).astype(jnp.int32)
     low = plan.offsets[unit] + (visit - (ends - tiles)[unit]) * length
     high = jnp.minimum(low + length, plan.offsets[unit] + plan.sizes[unit])
     used = visit < ends[-1]
@@ -61,8 +62,8 @@ def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) ->
 
 def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
-    turned = single.flipped(kernel)
-    return _map_visits(dy, turned, plan, lambda tile, own: single.convolve_flipped(tile, own, window, shape[1:3]))
+    of_tile = lambda tile, own: single.input_gradient(tile, own, window, (len(tile), *shape[1:]))  # noqa: E731
+    return _map_visits(dy, kernel, plan, of_tile)
 
 
 def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
@@ -75,7 +76,7 @@ def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ..
         tile_x = lax.dynamic_slice_in_dim(x, start, length)
         tile_dy = jnp.where(own, lax.dynamic_slice_in_dim(dy, start, length), 0)
         total = lax.dynamic_index_in_dim(result, tile.unit, keepdims=False)
-        total = total + single.kernel_gradient(tile_x, tile_dy, window)
+        total = total + single.kernel_gradient(tile_x, tile_dy, window).astype(jnp.float32)
         return lax.dynamic_update_index_in_dim(result, total, tile.unit, 0), None
 
     return lax.scan(visit, jnp.zeros(shape, jnp.float32), schedule(plan, batch, length))[0]

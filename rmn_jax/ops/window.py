@@ -48,45 +48,16 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, strides, window.padding, dimension_numbers=_LAYOUT)
 
 
-def flipped(kernel: jax.Array) -> jax.Array:
-    """The kernel of the input gradient: [..., kh, kw, C, O] -> [..., kh, kw, O, C], turned by 180 degrees."""
-    return jnp.swapaxes(jnp.flip(kernel, (-4, -3)), -1, -2)
-
-
-def convolve_flipped(dy: jax.Array, kernel: jax.Array, window: Window, size: tuple[int, ...]) -> jax.Array:
-    """Input gradient with an already ``flipped`` kernel [kh, kw, O, C]; ``size`` is the input's (H, W)."""
-    if window.pointwise:
-        return jnp.einsum("bhwo,oc->bhwc", dy, kernel[0, 0])
-    sides = []
-    for length, reach, out, (low, _) in zip(
-        size, (window.height, window.width), dy.shape[1:3], window.padding, strict=True
-    ):
-        spread = (out - 1) * window.strides + 1
-        before = reach - 1 - low
-        sides.append((before, length + reach - 1 - spread - before))
-    dilation = (window.strides, window.strides)
-    return lax.conv_general_dilated(dy, kernel, (1, 1), sides, lhs_dilation=dilation, dimension_numbers=_LAYOUT)
-
-
 def input_gradient(dy: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, ...]) -> jax.Array:
-    """[B, OH, OW, O] with [kh, kw, C, O] -> [B, H, W, C], where ``shape`` is the input's."""
-    return convolve_flipped(dy, flipped(kernel), window, shape[1:3])
+    """[B, OH, OW, O] with [kh, kw, C, O] -> [B, H, W, C], where ``shape`` is the input's.
+
+    The transpose as JAX writes it: what XLA:GPU hands to cuDNN's backward convolution, in a loop's body too.
+    """
+    x = jax.ShapeDtypeStruct(shape, dy.dtype)
+    return jax.linear_transpose(lambda x: convolve(x, kernel, window), x)(dy)[0]
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, window: Window) -> jax.Array:
-    """[B, H, W, C] with [B, OH, OW, O] -> [kh, kw, C, O] in float32: one matrix product a tap.
-
-    XLA:CPU does not bring the convolution that autodiff writes here into its fast form inside a loop, and is
-    slow at it outside; products of shifted views are fast everywhere.
-    """
-    batch, out_height, out_width, out_channels = dy.shape
-    step = window.strides
-    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    rows = dy.reshape(-1, out_channels)
-    taps = []
-    for i in range(window.height):
-        for j in range(window.width):
-            view = padded[:, i : i + (out_height - 1) * step + 1 : step, j : j + (out_width - 1) * step + 1 : step]
-            view = view.reshape(-1, x.shape[-1])
-            taps.append(lax.dot_general(view, rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32))
-    return jnp.stack(taps).reshape(window.height, window.width, x.shape[-1], out_channels)
+    """[B, H, W, C] with [B, OH, OW, O] -> [kh, kw, C, O] in x's dtype; see ``input_gradient``."""
+    kernel = jax.ShapeDtypeStruct((window.height, window.width, x.shape[-1], dy.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: convolve(x, kernel, window), kernel)(dy)[0]

@@ -1,4 +1,4 @@
-"""What a run tells: a bar or plain lines for people, JSON lines for programs, TensorBoard where asked."""
+"""What a run tells: a bar or plain lines for people, JSON lines for programs."""
 
 import json
 import pathlib

@@ -1,0 +1,140 @@
+"""Part ``launches``: what XLA makes of whole updates for a GPU that need not be there.
+
+Counts the kernels that an update launches, those of loops as often as they run, and says what memory it takes and what
+compiling takes. Nothing is timed, and nothing tuned by trying. It needs ``pip install jax-cuda13-pjrt
+jax-cuda13-plugin`` of jax's version, no GPU and none of NVIDIA's libraries. The GPU is the one that ``h100.txtpb``
+describes.
+"""
+
+import collections
+import pathlib
+import re
+import time
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.settings import Group, Settings, backbone_of
+from rmn_jax.models import RMN
+from rmn_jax.train.state import Metrics, TrainState
+from rmn_jax.train.step import AXIS, make_train_step
+
+_GPU = pathlib.Path(__file__).with_name("h100.txtpb")
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?\{\n(.*?)^\}", re.M | re.S)
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
+# What the runtime does without a kernel.
+_NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id"}
+
+
+def run(settings: Settings, record: Record) -> None:
+    """A line a network: plain, and each RMN through each backend."""
+    backends = settings.backends or ("visits", "tiles")
+    for group in settings.groups:
+        sides = [("plain", None, "none", "auto")]
+        sides += [
+            (f"RMN N={n} {attention} {name}", n, attention, name) for n, attention in group.routed for name in backends
+        ]
+        for side, num_units, attention, backend in sides:
+            identity = f"launches/{group.name}/B{group.batch}/{settings.dtype}/{side}"
+            if identity in record:
+                continue
+            if not record.go_on(identity):
+                return
+            figures = _compile(group, num_units, attention, backend, jnp.dtype(settings.dtype))
+            line = {"id": identity, "part": "launches", "network": group.name, "side": side, "batch": group.batch}
+            record.add({**line, "jax": jax.__version__, **figures})
+
+
+def _compile(group: Group, num_units: int | None, attention: str, backend: str, dtype) -> dict[str, Any]:
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=_GPU.read_text(), topology="1x1x1"
+    )
+    mesh = Mesh([topology.devices[0]], (AXIS,))
+    model = RMN(
+        backbone_of(group.backbone, group.image_size),
+        num_units or 1,
+        num_units is not None,
+        attention,
+        axis_name=AXIS,
+        dtype=dtype,
+        backend=backend,
+    )
+    optimizer, size, batch = optax.sgd(1e-4, momentum=0.9), group.image_size, group.batch
+
+    def first_state() -> TrainState:
+        variables = model.init(
+            jax.random.key(0), jnp.zeros((2, size, size, 3)), keys=jax.random.split(jax.random.key(0), 2)
+        )
+        stages = len(model.backbone.stages) if model.routed else 0
+        return TrainState(
+            update=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            memory=variables.get("memory", {}),
+            opt_state=optimizer.init(variables["params"]),
+            metrics=Metrics.zeros(stages, num_units or 1),
+        )
+
+    def placed(tree, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    data = {
+        "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+    }
+    prepare = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # or the layers would take their forms for CPU
+        step: Any = make_train_step(model, optimizer, prepare, mesh, alpha=0.9)
+        state, key = jax.eval_shape(first_state), jax.eval_shape(lambda: jax.random.key(1))
+        lowered = step.lower(placed(state, P()), placed(data, P(AXIS)), placed(key, P()))
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - started
+    launches = count_launches(compiled.as_text())
+    return {
+        "launches": sum(launches.values()),
+        "of_loops": launches["in loops"],
+        "temporary_megabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1),
+        "compile_seconds": round(seconds, 1),
+    }
+
+
+def count_launches(hlo: str) -> collections.Counter[str]:
+    """Kernels and library calls of an optimised module: ``{"in loops", "outside"}``, a loop's times its trip count.
+
+    Raises:
+      ValueError: a loop whose trip count XLA does not know: the host would wait for each turn.
+    """
+    bodies = {name: body for _, name, body in _COMPUTATION.findall(hlo)}
+    entry = next(name for first, name, _ in _COMPUTATION.findall(hlo) if first)
+    found: collections.Counter[str] = collections.Counter()
+
+    def count(name: str, times: int, where: str) -> None:
+        for line in bodies[name].splitlines():
+            instruction = _INSTRUCTION.match(line)
+            if not instruction or instruction[1] in _NO_KERNEL:
+                continue
+            if instruction[1] == "while":
+                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+                body = re.search(r"body=%([\w.\-]+)", line)
+                if not trips or not body:
+                    raise ValueError(f"a loop of unknown length: {line.strip()[:120]}")
+                count(body[1], times * int(trips[1]), "in loops")
+            elif instruction[1] == "call":
+                called = re.search(r"to_apply=%([\w.\-]+)", line)
+                count(called[1] if called else "", times, where)
+            else:
+                found[where] += times
+
+    count(entry, 1, "outside")
+    return found
