@@ -7,7 +7,6 @@ both runs, ``summary.json`` and a figure of each memory's nearest held-out image
 stopped. Two minutes on 2 CPU cores.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -28,10 +27,10 @@ TOP = 8
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
+    parser = suite.Parser("demo", __doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=suite.path, default=pathlib.Path("runs/demo"), help="default: runs/demo")
     workdir = parser.parse_args().workdir
-    return suite.main(lambda: run(workdir), "demo")
+    return suite.main(lambda: run(workdir))
 
 
 def run(workdir: pathlib.Path) -> None:

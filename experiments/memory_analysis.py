@@ -37,12 +37,12 @@ def main() -> int:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = suite.Parser("memory_analysis", __doc__.splitlines()[0])
     parser.add_argument("--scale", choices=("cpu", "paper"), help="what to train (default: cpu)")
-    parser.add_argument("--workdir", type=pathlib.Path, help="default: runs/experiments_SCALE")
+    parser.add_argument("--workdir", type=suite.path, help="default: runs/experiments_SCALE")
     parser.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
     parser.add_argument("--top_k", type=int, default=8, help="images a memory (default: 8)")
-    parser.add_argument("--run", type=pathlib.Path, help="the folder of `rmn train`; nothing is trained")
+    parser.add_argument("--run", type=suite.path, help="the folder of `rmn train`; nothing is trained")
     parser.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
     parser.add_argument(
         "--out",

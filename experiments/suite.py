@@ -23,6 +23,7 @@ from rmn_jax import config as configuration
 from rmn_jax.bench.measure import machine
 from rmn_jax.commands import load_config
 from rmn_jax.errors import Preempted, UserError
+from rmn_jax.main import filled, plainly
 from rmn_jax.train.run import write_file
 
 ROOT = pathlib.Path(__file__).parent
@@ -51,9 +52,26 @@ class Row(NamedTuple):
         return "".join(c if c.isalnum() or c in "=." else "_" for c in self.name.lower()).strip("_")
 
 
+class Parser(argparse.ArgumentParser):
+    """Arguments of ``python -m experiments.NAME``; a mistake in them is one line and exit status 2."""
+
+    def __init__(self, name: str, description: str):
+        super().__init__(prog=f"python -m experiments.{name}", description=description)
+        self._name = name
+
+    def error(self, message: str):
+        """Ends the program."""
+        self.exit(2, f"{self._name}: {plainly(message)} (see {self.prog} --help)\n")
+
+
+def path(text: str) -> pathlib.Path:
+    """The type of an argument that names a file or folder."""
+    return pathlib.Path(filled(text))
+
+
 def parser(description: str, name: str) -> argparse.ArgumentParser:
     """The arguments that all experiments take."""
-    result = argparse.ArgumentParser(description=description)
+    result = Parser(name, description)
     result.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help="cpu: minutes a run on 2 cores")
     result.add_argument("--backbone", choices=BACKBONES, default="resnet18", help="of --scale=paper")
     result.add_argument("--benchmark", choices=BENCHMARKS, default="tiny_imagenet", help="of --scale=paper")
@@ -61,10 +79,10 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     result.add_argument("--rows", nargs="+", default=None, help="only rows whose name contains one of these words")
     result.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
     result.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
-    result.add_argument("--workdir", type=pathlib.Path, default=None, help="default: runs/experiments_SCALE")
+    result.add_argument("--workdir", type=path, default=None, help="default: runs/experiments_SCALE")
     result.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=path,
         default=None,
         help="default: experiments/results/NAME_SCALE.json; with --rows, --seeds, --epochs: WORKDIR/NAME_trial.json",
     )
@@ -99,8 +117,9 @@ def paper_config(arguments: argparse.Namespace, variant: str, **settings: Any) -
     return with_settings(load_config(f"{page}:{variant}"), **settings)
 
 
-def main(work: Callable[[], Any], name: str = "experiment") -> int:
+def main(work: Callable[[], Any]) -> int:
     """Runs an experiment's work; what a user can get wrong is one line and 2, a stop that saved is 75."""
+    name = pathlib.Path(sys.argv[0]).stem
     try:
         work()
     except UserError as error:

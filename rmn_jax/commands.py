@@ -4,11 +4,13 @@ Each takes the parsed arguments and returns what the last line on stdout shows a
 printed its lines itself). Imports stand inside: ``rmn --help`` need not wait for JAX.
 """
 
-import difflib
+import importlib.machinery
+import importlib.util
 import pathlib
+import traceback
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from rmn_jax.errors import UserError
 
@@ -21,45 +23,47 @@ def load_config(page: str, overrides: Sequence[str] = ()):
       overrides: as typed.
 
     Raises:
-      UserError: no such file, no such key, or a value of the wrong type.
+      UserError: no such file, a page that cannot be used, no such key, or a value of the wrong type.
     """
-    from absl import flags
-    from ml_collections import config_flags
+    from rmn_jax.config import set_from_text
 
-    if not pathlib.Path(page.split(":")[0]).is_file():
-        raise UserError(f"no configuration {page.split(':')[0]}; the ready ones are in configs/, say configs/digits.py")
-    unknown = [word for word in overrides if not word.startswith("--config.")]
-    if unknown:
-        raise UserError(f"unknown argument {unknown[0]!r} (see rmn train --help)")
-    values = flags.FlagValues()
-    typed = ["rmn", f"--config={page}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=typed)
-    try:
-        values(typed)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_config_problem(page, overrides, error)) from None
-    return values.config
-
-
-def _config_problem(page: str, overrides: Sequence[str], error: Exception) -> str:
-    """Names the key that no configuration has, and the one that was probably meant."""
-    from rmn_jax.config import default_config
-
-    known = list(_keys(default_config()))
+    config = _load_page(page)
     for word in overrides:
-        key = word.removeprefix("--config.").split("=")[0]
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            return f"unknown key config.{key}." + (f" Did you mean config.{close[0]}?" if close else "")
-    return f"{page}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            raise UserError(f"{word} has no value; write {word}=VALUE, with an equals sign.")
+        set_from_text(config, key, text)
+    return config
 
 
-def _keys(tree, prefix: str = ""):
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
+def _load_page(page: str):
+    """What the page's ``get_config`` returns, locked; a page is anybody's Python and may raise anything."""
+    from ml_collections import ConfigDict
+
+    from rmn_jax.config import explain, misfit
+
+    path, *variant = page.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"no configuration {path}; the ready ones are in configs/, say configs/digits.py")
+    loader = importlib.machinery.SourceFileLoader("config_page", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    module = importlib.util.module_from_spec(cast(importlib.machinery.ModuleSpec, spec))
+    try:
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config(*variant) if callable(get_config) else None
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"{path} cannot be loaded: {where}{explain(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path} must have a get_config() that returns default_config() with changes.")
+    wrong = misfit(config)
+    if wrong:
+        raise UserError(f"{path} must return default_config() with changes: {wrong}")
+    return config.lock()
 
 
 def _join_processes() -> None:
@@ -130,8 +134,6 @@ def analyze(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     from rmn_jax.analysis import report
     from rmn_jax.analysis.study import study
 
-    if arguments.top_k < 1:
-        raise UserError(f"--top_k is {arguments.top_k}; it must be 1 or more.")
     run, state, routed = _open_trained(arguments.workdir)
     if not routed:
         raise UserError(f"{arguments.workdir} is not routed (yet): only a run past step 3 has memories to look into.")
@@ -165,6 +167,8 @@ def import_weights(arguments: Namespace, overrides: Sequence[str]) -> dict[str, 
     """``rmn import``: pretrained weights as a plain run, or instead of step 1 of an RMN."""
     from rmn_jax.interop.pretrained import import_run
 
+    if overrides and arguments.config is None:
+        raise UserError(f"{overrides[0].split('=')[0]} needs --config PAGE, the configuration that it changes.")
     config = None if arguments.config is None else load_config(arguments.config, overrides)
     report = import_run(
         backbone=arguments.backbone,
@@ -232,7 +236,11 @@ def bench_conv(arguments: Namespace, overrides: Sequence[str]) -> None:
     """``rmn bench conv``: the routed convolution against the plain one."""
     from rmn_jax.bench.conv import bench_conv as lines
     from rmn_jax.bench.measure import report
+    from rmn_jax.ops import BACKENDS
 
+    backends = ("auto", *BACKENDS)
+    if arguments.backend not in backends:
+        raise UserError(f"--backend is {arguments.backend!r}; use one of {', '.join(backends)}.")
     report(
         lines(arguments.num_units, arguments.batch, arguments.rounds, arguments.backend),
         arguments.out,

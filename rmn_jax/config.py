@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import math
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +14,7 @@ from rmn_jax.errors import UserError
 from rmn_jax.models import ATTENTIONS, BACKBONES, ROUTERS
 
 VARIANTS = ("rmn", "rmn_no_ca", "plain")
+_KINDS = {int: "a whole number", float: "a number", str: "text"}
 
 
 def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
@@ -19,6 +22,9 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
 
     Args:
       variant: "rmn" (with conditional attention), "rmn_no_ca", or "plain" at the plain backbone's batch of 256.
+
+    Returns:
+      All keys there are, locked: a misspelt one is an error.
 
     Raises:
       UserError: another variant.
@@ -86,7 +92,75 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.checkpoint.every_epochs = 1
     config.checkpoint.keep = 2
     config.eval_every_epochs = 1
-    return config
+    return config.lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Every key with its value, as ``"model.num_units": 8``."""
+
+    def walk(tree: dict, prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            flat.update(walk(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        return flat
+
+    return walk(config.to_dict(), "")
+
+
+def set_from_text(config: ConfigDict, key: str, text: str) -> None:
+    """Sets ``model.num_units``, say, to what was typed.
+
+    Raises:
+      UserError: no such key, or a value of another type.
+    """
+    known = flatten(default_config())
+    if key not in known:
+        inside = next((name for name in known if name.startswith(f"{key}.")), None)
+        if inside is not None:
+            raise UserError(f"config.{key} is a section; set a key in it, say --config.{inside}={known[inside]}")
+        raise UserError(f"unknown key config.{key}.{_nearest(key)}")
+    kind = type(known[key])
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UserError(f"config.{key} is {text!r}; it must be {_KINDS[kind]}.") from None
+    config.update_from_flattened_dict({key: value})
+
+
+def misfit(config: ConfigDict) -> str:
+    """What tells a configuration from one that ``default_config`` began: a key too many, too few or of another type.
+
+    Returns:
+      One line; empty if there is nothing.
+    """
+    known, found = flatten(default_config()), flatten(config)
+    for key in sorted(found.keys() - known.keys()):
+        return f"there is no key config.{key}.{_nearest(key)}"
+    for key, default in known.items():
+        if key not in found:
+            return f"config.{key} is missing."
+        value, kind = found[key], type(default)
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            return f"config.{key} is {value!r}; it must be {_KINDS[kind]}."
+    return ""
+
+
+def explain(error: Exception) -> str:
+    """One line of what went wrong in setting keys; of a key that there is not, the one that was probably meant."""
+    while error.args and isinstance(error.args[0], Exception):  # ConfigDict wraps a KeyError into an AttributeError
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    absent = re.match(r"""(?:Key )?["'](.+?)["']""", text) if isinstance(error, KeyError) else None
+    if absent is None:
+        return f"{type(error).__name__}: {' '.join(text.split())}"
+    beside = re.search(r'Did you mean "(.+?)" instead', text)
+    hint = f" Did you mean {beside[1]}?" if beside else _nearest(absent[1])
+    return f"there is no key {absent[1]}.{hint}"
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key, flatten(default_config()), n=1)
+    return f" Did you mean config.{close[0]}?" if close else ""
 
 
 # Keys that may differ between a run and its continuation: they do not touch its numbers.
@@ -150,12 +224,24 @@ def validate(config: ConfigDict, device_count: int) -> None:
     check(rate.warmup_epochs >= 0, f"config.learning_rate.warmup_epochs is {rate.warmup_epochs}; it must be 0 or more.")
     reference = rate.reference_batch
     check(reference >= 1, f"config.learning_rate.reference_batch is {reference}; it must be 1 or more.")
-    check(config.balance_loss >= 0, f"config.balance_loss is {config.balance_loss}; it must be 0 or more.")
+    _check_reals(config)
     alpha = config.model.memory_momentum
     check(0 <= alpha <= 1, f"config.model.memory_momentum is {alpha}; it must lie between 0 and 1.")
     for key in ("every_epochs", "keep"):
         check(config.checkpoint[key] >= 1, f"config.checkpoint.{key} must be 1 or more.")
     check(config.eval_every_epochs >= 1, "config.eval_every_epochs must be 1 or more.")
+
+
+def _check_reals(config: ConfigDict) -> None:
+    """Written so that nan, which is neither below nor above anything, is refused too."""
+    values = flatten(config)
+    rates = ("learning_rate.initial", "learning_rate.peak", "learning_rate.final")
+    for key in (*rates, "optimizer.weight_decay", "optimizer.epsilon", "balance_loss"):
+        if not 0 <= values[key] < math.inf:
+            raise UserError(f"config.{key} is {values[key]}; it must be 0 or more, and finite.")
+    for key in ("optimizer.momentum", "optimizer.decay"):
+        if not 0 <= values[key] < 1:
+            raise UserError(f"config.{key} is {values[key]}; it must be 0 or more, and below 1.")
 
 
 def _check_parts_and_targets(config: ConfigDict, device_count: int) -> None:
@@ -166,13 +252,16 @@ def _check_parts_and_targets(config: ConfigDict, device_count: int) -> None:
         raise UserError(f"config.mixup is {config.mixup}; it must be 0 (off) or a positive number, say 0.2.")
     if config.accumulation < 1:
         raise UserError(f"config.accumulation is {config.accumulation}; it must be 1 or more.")
-    pair = 2 if config.mixup else 1
-    multiple = device_count * config.accumulation * pair
+    factors = {
+        f"{device_count} devices": device_count,
+        f"{config.accumulation} parts of config.accumulation": config.accumulation,
+        "the pairs of mixup": 2 if config.mixup else 1,
+    }
+    multiple = math.prod(factors.values())
     if config.batch_size % multiple:
+        by = " times ".join(name for name, factor in factors.items() if factor > 1)
         raise UserError(
-            f"config.batch_size is {config.batch_size}, which does not divide by {device_count} devices times "
-            f"{config.accumulation} parts of config.accumulation{' times the pairs of mixup' if pair == 2 else ''}; "
-            f"use a multiple of {multiple}."
+            f"config.batch_size is {config.batch_size}, which does not divide by {by}; use a multiple of {multiple}."
         )
 
 
@@ -192,8 +281,11 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         config.update(ConfigDict(json.loads(path.read_text())))
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no run (no {path.name}); give the folder of `rmn train`.") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a run's configuration: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's configuration: {explain(error)}") from None
+    wrong = misfit(config)
+    if wrong:
+        raise UserError(f"{path} is not a run's configuration: {wrong}")
     return config
 
 
@@ -209,13 +301,5 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
 
 def binding(config: ConfigDict) -> dict[str, Any]:
     """What a run's numbers depend on: every key but ``FREE_KEYS``, flat (``"model.num_units": 8``)."""
-
-    def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in tree.items():
-            name = f"{prefix}{key}"
-            flat.update(flatten(value, name + ".") if isinstance(value, dict) else {name: value})
-        return flat
-
     free = lambda key: any(key == name or key.startswith(name + ".") for name in FREE_KEYS)  # noqa: E731
-    return {key: value for key, value in flatten(config.to_dict()).items() if not free(key)}
+    return {key: value for key, value in flatten(config).items() if not free(key)}

@@ -18,15 +18,19 @@ USER_ERROR, PREEMPTED, INTERRUPTED = 2, 75, 130
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        raise UserError(f"{message} (see {self.prog} --help)")
+        raise UserError(f"{plainly(message)} (see {self.prog} --help)")
+
+
+def plainly(message: str) -> str:
+    """What argparse says of a wrong value, "argument --top: is 0; ...", as "--top is 0; ..."."""
+    return message.removeprefix("argument ").replace(": is ", " is ", 1)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command; returns the exit status."""
     try:
         arguments, rest = make_parser().parse_known_args(list(argv))
-        if rest and not arguments.takes_overrides:
-            raise UserError(f"unknown argument {rest[0]!r} (see rmn {arguments.command} --help)")
+        _check_rest(arguments, rest)
         result = arguments.function(arguments, rest)
     except UserError as error:
         print(f"rmn: {' '.join(str(error).split())}", file=sys.stderr)
@@ -43,6 +47,18 @@ def main(argv: Sequence[str]) -> int:
     if result is not None:
         print(json.dumps(result), flush=True)
     return 0
+
+
+def _check_rest(arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Lets only ``--config.key=value`` through, and that only to commands that take it."""
+    before = ""
+    for word in rest:
+        override = arguments.takes_overrides and word.startswith("--config.")
+        if not override and before and "=" not in before:
+            raise UserError(f"write {before}={word}, with an equals sign.")
+        if not override:
+            raise UserError(f"unknown argument {word!r} (see {arguments.prog} --help)")
+        before = word
 
 
 def run() -> None:
@@ -73,32 +89,38 @@ def _add(tree, name: str, function, text: str, overrides: bool = False) -> argpa
         description=text[0].upper() + text[1:] + ".",
         epilog=_OVERRIDES if overrides else None,
     )
-    command.set_defaults(function=function, takes_overrides=overrides)
+    command.set_defaults(function=function, takes_overrides=overrides, prog=command.prog)
     return command
 
 
 def _add_config(command: argparse.ArgumentParser, required: bool = True) -> None:
-    command.add_argument("--config", required=required, help="a page of configs/, say configs/digits.py (or :plain)")
+    command.add_argument(
+        "--config", type=filled, required=required, help="a page of configs/, say configs/digits.py (or :plain)"
+    )
+
+
+def _add_workdir(command: argparse.ArgumentParser, text: str = "the folder of `rmn train`") -> None:
+    command.add_argument("--workdir", type=filled, required=True, help=text)
 
 
 def _add_run_commands(tree) -> None:
     train = _add(tree, "train", commands.train, "train a configuration through all steps; resumes by itself", True)
     _add_config(train)
-    train.add_argument("--workdir", required=True, help="the run's folder: checkpoints, metrics.jsonl, config.json")
+    _add_workdir(train, "the run's folder: checkpoints, metrics.jsonl, config.json")
     train.add_argument("--distributed", action="store_true", help="one process of several: call jax.distributed first")
 
     evaluate = _add(tree, "eval", commands.evaluate, "evaluate the newest good checkpoint of a run")
-    evaluate.add_argument("--workdir", required=True, help="the folder of `rmn train`")
+    _add_workdir(evaluate)
     evaluate.add_argument("--split", default="eval", choices=("eval", "train"), help="which images (default: eval)")
 
     predict = _add(tree, "predict", commands.predict, "classify image files with a trained run; needs no data set")
-    predict.add_argument("--workdir", required=True, help="the folder of `rmn train`")
-    predict.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    _add_workdir(predict)
+    predict.add_argument("--top", type=positive, default=5, help="classes an image (default: 5)")
+    predict.add_argument("images", type=filled, nargs="+", metavar="IMAGE", help="image files")
 
     analyze = _add(tree, "analyze", commands.analyze, "show the images nearest to each memory of a run")
-    analyze.add_argument("--workdir", required=True, help="the folder of `rmn train`")
-    analyze.add_argument("--top_k", type=int, default=8, help="images a memory (default: 8)")
+    _add_workdir(analyze)
+    analyze.add_argument("--top_k", type=positive, default=8, help="images a memory (default: 8)")
 
 
 def _add_table_and_import(tree) -> None:
@@ -115,10 +137,10 @@ def _add_table_and_import(tree) -> None:
         True,
     )
     weights.add_argument("--backbone", required=True, help="resnet18, resnet50, vgg16_bn or efficientnet_b0")
-    weights.add_argument("--weights", required=True, help="a safetensors file")
-    weights.add_argument("--workdir", required=True, help="the new run's folder")
-    weights.add_argument("--num_units", type=int, help="N: an RMN that goes on with steps 2-4; without it a plain run")
-    weights.add_argument("--num_classes", type=int, default=1000, help="K of the network (default: 1000)")
+    weights.add_argument("--weights", type=filled, required=True, help="a safetensors file")
+    _add_workdir(weights, "the new run's folder")
+    weights.add_argument("--num_units", type=positive, help="N: an RMN that goes on with steps 2-4; else a plain run")
+    weights.add_argument("--num_classes", type=positive, default=1000, help="K of the network (default: 1000)")
     weights.add_argument("--fresh_head", action="store_true", help="start the classifier anew, for other classes")
     _add_config(weights, required=False)
 
@@ -133,7 +155,7 @@ def _add_data(tree) -> None:
 
     show = _add(verbs, "show", commands.data_show, "draw an augmented batch with the names of its classes", True)
     _add_config(show)
-    show.add_argument("--out", default="batch.png", help="the figure (default: batch.png)")
+    show.add_argument("--out", type=filled, default="batch.png", help="the figure (default: batch.png)")
 
 
 def _add_bench(tree) -> None:
@@ -145,29 +167,42 @@ def _add_bench(tree) -> None:
     _add_config(inputs)
 
     conv = _add(kinds, "conv", commands.bench_conv, "routed convolution against plain, forward and both gradients")
-    conv.add_argument("--num_units", type=_positive, default=8, help="N (default: 8)")
-    conv.add_argument("--backend", default="auto", choices=("auto", "loop", "visits"), help="of the routed side")
+    conv.add_argument("--num_units", type=positive, default=8, help="N (default: 8)")
+    conv.add_argument("--backend", default="auto", help="of the routed side, see rmn_jax/ops/conv.py (default: auto)")
 
     step = _add(kinds, "step", commands.bench_step, "a whole update, plain and routed, over the number of units")
-    step.add_argument("--num_units", type=_positive, nargs="+", default=[1, 2, 4, 8, 16], help="each N to measure")
+    step.add_argument("--num_units", type=positive, nargs="+", default=[1, 2, 4, 8, 16], help="each N to measure")
     step.add_argument("--load", default="random", choices=("balanced", "random", "zipf", "all-to-one"))
 
     latency = _add(kinds, "latency", commands.bench_latency, "inference of one image or a batch, plain and routed")
-    latency.add_argument("--num_units", type=_positive, default=8, help="N (default: 8)")
+    latency.add_argument("--num_units", type=positive, default=8, help="N (default: 8)")
     for command, batch, rounds, size in ((conv, 256, 5, None), (step, 256, 3, 32), (latency, 1, 30, 224)):
-        command.add_argument("--batch", type=_positive, default=batch, help=f"B (default: {batch})")
-        command.add_argument("--rounds", type=_positive, default=rounds, help=f"of timing (default: {rounds})")
-        command.add_argument("--out", help="also write all lines to this JSON file, with machine and versions")
+        command.add_argument("--batch", type=positive, default=batch, help=f"B (default: {batch})")
+        command.add_argument("--rounds", type=positive, default=rounds, help=f"of timing (default: {rounds})")
+        command.add_argument(
+            "--out", type=filled, help="also write all lines to this JSON file, with machine and versions"
+        )
         if size:
             command.add_argument("--backbone", default="resnet18", help="(default: resnet18)")
-            command.add_argument("--image_size", type=_positive, default=size, help=f"pixels (default: {size})")
+            command.add_argument("--image_size", type=positive, default=size, help=f"pixels (default: {size})")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"is {text}; it must be a whole number of 1 or more")
     return number
+
+
+def filled(text: str) -> str:
+    """The type of an argument that names a file or folder: empty, it would be the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return text
 
 
 if __name__ == "__main__":

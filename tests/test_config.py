@@ -1,8 +1,10 @@
 """Values that no run could use are refused in one line that says what to do."""
 
+import json
+
 import pytest
 
-from rmn_jax.config import default_config, validate
+from rmn_jax.config import default_config, flatten, from_json, to_json, validate
 from rmn_jax.errors import UserError
 
 # 1024 = 8 devices x 128; a batch in parts needs a multiple of 8 x accumulation, of twice that with mixup.
@@ -16,6 +18,14 @@ REFUSED = {
     "a seed beyond 32 bits": ({"seed": 2**32}, "config.seed is 4294967296"),
     "less than no warm-up": ({"learning_rate": {"warmup_epochs": -1}}, "config.learning_rate.warmup_epochs is -1"),
     "scaled by nothing": ({"learning_rate": {"reference_batch": 0}}, "config.learning_rate.reference_batch is 0"),
+    "a negative rate": ({"learning_rate": {"peak": -0.1}}, "config.learning_rate.peak is -0.1"),
+    "a rate that is no number": ({"learning_rate": {"peak": float("nan")}}, "config.learning_rate.peak is nan"),
+    "momentum of one": ({"optimizer": {"momentum": 1.0}}, "config.optimizer.momentum is 1.0"),
+    "negative momentum": ({"optimizer": {"momentum": -0.9}}, "config.optimizer.momentum is -0.9"),
+    "an average that never moves": ({"optimizer": {"decay": 1.0}}, "config.optimizer.decay is 1.0"),
+    "weights that grow": ({"optimizer": {"weight_decay": -1e-5}}, "config.optimizer.weight_decay is -1e-05"),
+    "a balance without bound": ({"balance_loss": float("inf")}, "config.balance_loss is inf"),
+    "a balance that is no number": ({"balance_loss": float("nan")}, "config.balance_loss is nan"),
     "uneven pairs": ({"accumulation": 128, "mixup": 0.2}, "pairs of mixup; use a multiple of 2048"),
 }
 
@@ -27,6 +37,43 @@ def test_a_wrong_value_is_one_line(values, message):
     with pytest.raises(UserError) as error:
         validate(config, device_count=8)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_one_device_is_not_told_of_devices():
+    config = default_config()
+    config.accumulation = 3
+    with pytest.raises(UserError, match=r"does not divide by 3 parts of config\.accumulation; use a multiple of 3\."):
+        validate(config, device_count=1)
+
+
+def test_a_misspelt_key_is_an_error():
+    config = default_config()
+    with pytest.raises(AttributeError, match="num_units"):
+        config.model.num_unit = 3
+    with pytest.raises(AttributeError, match="batch_size"):
+        config.copy_and_resolve_references().batchsize = 3
+
+
+def test_every_value_can_be_typed():
+    assert {type(value) for value in flatten(default_config()).values()} == {int, float, str}
+
+
+def test_a_stored_configuration_gets_new_keys_and_may_have_no_others(tmp_path):
+    path = tmp_path / "config.json"
+    stored = json.loads(to_json(default_config())) | {"epochs": 7}
+    del stored["model"]["metric"]
+    path.write_text(json.dumps(stored))
+    assert from_json(path).epochs == 7 and from_json(path).model.metric == "euclidean"
+    for wrong, line in (
+        ({"epoch": 7}, "there is no key epoch. Did you mean epochs?"),
+        ({"epochs": "seven"}, "epochs"),
+        ({"epochs": None}, "config.epochs is None; it must be a whole number."),
+        ({"model": 3}, "not a run's configuration"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError) as error:
+            from_json(path)
+        assert line in str(error.value) and "\n" not in str(error.value) and "\\" not in str(error.value)
 
 
 def test_all_together_is_allowed():

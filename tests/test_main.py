@@ -78,7 +78,11 @@ WRONG_VALUES = {
     "--config.data.name=digit": "digits",
     "--config.model.num_units=0": "config.model.num_units is 0; it must be 1 or more",
     "--config.batch_size=0": "config.batch_size is 0",
-    "--config.batch_size=many": "many",
+    "--config.batch_size=many": "config.batch_size is 'many'; it must be a whole number.",
+    "--config.learning_rate.peak=high": "config.learning_rate.peak is 'high'; it must be a number.",
+    "--config.batch_size": "write --config.batch_size=VALUE",
+    "--config.data=digits": "config.data is a section; set a key in it, say --config.data.",
+    "--config.data.name=tfds:": "write tfds:NAME",
     "--config.batch_size=2000": "1437",
     "--config.batch_size=100": "does not divide over 8 devices; use a multiple of 8",
     "--config.eval_batch_size=100": "does not divide over 8 devices",
@@ -98,6 +102,67 @@ def test_a_wrong_value_is_one_line(flag, tmp_path, capsys):
     line = only_line(capsys, 2, train(tmp_path / "run", flag))
     assert WRONG_VALUES[flag] in line
     assert not (tmp_path / "run").exists()
+
+
+PAGE = """from rmn_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    {}
+    return config
+"""
+WRONG_PAGES = {
+    "misspelt": (PAGE.format("config.model.num_unit = 3"), "line 6: there is no key num_unit. Did you mean num_units?"),
+    "misplaced": (PAGE.format("config.num_units = 3"), "no key num_units. Did you mean config.model.num_units?"),
+    "unlocked": (PAGE.format("config.unlock().epoch = 3"), "no key config.epoch. Did you mean config.epochs?"),
+    "read": (PAGE.format("config.modle.num_units = 3"), "there is no key modle. Did you mean model?"),
+    "text": (PAGE.format("config.epochs = 'ten'"), "line 6: TypeError"),
+    "none": (PAGE.format("config.epochs = None"), "config.epochs is None; it must be a whole number."),
+    "incomplete": (PAGE.format("config.model = {'num_units': 3}"), "config.model.attention is missing"),
+    "import": ("import nothing_of_this_name", "line 1: ModuleNotFoundError"),
+    "prose": ("# A title\n\nand some prose", "cannot be loaded: SyntaxError"),
+    "empty": ("", "must have a get_config() that returns default_config() with changes"),
+    "dict": (PAGE.format("return {}"), "must have a get_config() that returns default_config() with changes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PAGES)
+def test_a_page_that_cannot_be_used_is_one_line(name, tmp_path, capsys):
+    text, message = WRONG_PAGES[name]
+    page = tmp_path / f"{name}.py"
+    page.write_text(text)
+    line = only_line(capsys, 2, main(["train", f"--config={page}", f"--workdir={tmp_path / 'run'}"]))
+    assert line.startswith(f"rmn: {page} ") and message in line and "\\" not in line
+    assert not (tmp_path / "run").exists()
+
+
+WRONG_ARGUMENTS = {
+    "train --config=PAGE --workdir=": "--workdir is empty",
+    "eval --workdir=": "--workdir is empty",
+    "data show --config=PAGE --out=": "--out is empty",
+    "bench conv --out=": "--out is empty",
+    "train --config=PAGE --workdir=run --config.batch_size 128": "write --config.batch_size=128",
+    "data show --config=PAGE junk": "unknown argument 'junk' (see rmn data show --help)",
+    "bench input --config=PAGE junk": "unknown argument 'junk' (see rmn bench input --help)",
+    "bench step --junk": "unknown argument '--junk' (see rmn bench step --help)",
+    "bench conv --batch=x": "--batch is x; it must be a whole number of 1 or more (see rmn bench conv --help)",
+    "bench conv --backend=cuda": "--backend is 'cuda'; use one of auto, loop, visits",
+    "predict --workdir=run --top=0 a.png": "--top is 0; it must be a whole number of 1 or more",
+    "predict --workdir=run --top=-1 a.png": "--top is -1; it must be",
+    "analyze --workdir=run --top_k=0": "--top_k is 0; it must be",
+    "import --backbone=resnet18 --weights=w --workdir=run --num_classes=-3": "--num_classes is -3; it must be",
+    "import --backbone=resnet18 --weights=w --workdir=run --config.epochs=3": "--config.epochs needs --config PAGE",
+    "import --backbone=resnet18 --weights=w --workdir=run junk": "unknown argument 'junk' (see rmn import --help)",
+}
+
+
+@pytest.mark.parametrize("typed", WRONG_ARGUMENTS)
+def test_a_wrong_argument_is_one_line(typed, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = only_line(capsys, 2, main(typed.replace("PAGE", CONFIG).split()))
+    assert WRONG_ARGUMENTS[typed] in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_commands_are_one_line(tmp_path, capsys):

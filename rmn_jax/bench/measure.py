@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rmn_jax.errors import UserError
+
 
 class Compiled(NamedTuple):
     """A compiled function with what its compilation took: ``seconds``, and ``temporary_bytes`` beyond its arguments."""
@@ -105,15 +107,37 @@ def _cores() -> int:
 
 
 def report(lines: Iterable[dict[str, Any]], out: str | None, command: str) -> None:
-    """Prints each line as it comes; with ``out``, also writes all to that file with the machine and command."""
+    """Prints each line as it comes; with ``out``, also writes all to that file with the machine and command.
+
+    Raises:
+      UserError: the file cannot be written; this is tried before the first line is measured.
+    """
+    if out:
+        check_writable(pathlib.Path(out))
     kept = []
     for line in lines:
         print(json.dumps(line), flush=True)
         kept.append(line)
     if out:
-        path = pathlib.Path(out)
+        text = json.dumps({"command": command, **machine(), "lines": kept}, indent=1)
+        pathlib.Path(out).write_text(text + "\n")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Makes the file's folder; leaves the file as it is.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    there = path.exists()
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"command": command, **machine(), "lines": kept}, indent=1) + "\n")
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to --out {path}: {error.strerror}; name another file.") from None
+    if not there:
+        path.unlink()
 
 
 def load_assignment(load: str, batch: int, num_units: int, seed: int = 0) -> np.ndarray:

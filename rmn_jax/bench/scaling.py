@@ -239,15 +239,39 @@ def tables(cluster: Cluster, largest_share: float = 0.3) -> str:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"scaling: {message} (see {self.prog} --help)\n")
+
+
+_HELP = {
+    "flops": "operations a second that a device sustains",
+    "node": "devices of a node",
+    "within": "bytes a second from a device to its node",
+    "between": "bytes a second from a device to other nodes",
+    "hop_within": "seconds of latency of a message in the node",
+    "hop_between": "seconds of latency of a message between nodes",
+    "launch": "seconds that any collective takes to begin",
+    "gradient_bytes": "of a gradient's value as it travels",
+    "feature_bytes": "of a feature's value as it travels",
+    "overlap": "the part of the backward pass under which sums of gradients hide, 0 to 1",
+    "largest_share": "of a stage's inputs, its fullest device's; above 0, up to 1",
+}
+_MAY_BE_ZERO = ("hop_within", "hop_between", "launch", "overlap")
+_UP_TO_ONE = ("overlap", "largest_share")
+
+
 def main() -> None:
     """Prints the tables; every assumption is an option."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rmn_jax.bench.scaling", description="the tables of docs/scaling.md"
-    )
-    for name, value in Cluster()._asdict().items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    parser.add_argument("--largest_share", type=float, default=0.3, help="of a stage's inputs, its fullest device's")
+    parser = _Parser(prog="python -m rmn_jax.bench.scaling", description="The tables of docs/scaling.md.")
+    for name, value in {**Cluster()._asdict(), "largest_share": 0.3}.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{_HELP[name]} (default: {value:g})")
     given = vars(parser.parse_args())
+    for name, value in given.items():
+        most = 1 if name in _UP_TO_ONE else math.inf
+        if not (0 < value <= most and value < math.inf or value == 0 and name in _MAY_BE_ZERO):
+            least = "0 or more" if name in _MAY_BE_ZERO else "above 0"
+            parser.error(f"--{name} is {value:g}; it must be {least}{', up to 1' if most == 1 else ', and finite'}")
     share = given.pop("largest_share")
     print(tables(Cluster(**given), share))
 

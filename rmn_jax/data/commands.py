@@ -26,7 +26,7 @@ def show(config_data, out_png: str | os.PathLike, seed: int = 0) -> Path:
 
     Args:
         config_data: `config.data`.
-        out_png: the figure's path; its folder is made.
+        out_png: the figure's path, `.png` where it has no suffix; its folder is made. In a folder: `batch.png`.
         seed: the run's seed.
 
     Raises:
@@ -43,10 +43,18 @@ def show(config_data, out_png: str | os.PathLike, seed: int = 0) -> Path:
             np.asarray(batch["label"]),
             dataset.info,
             config_data,
-            Path(out_png),
+            _figure_path(out_png),
         )
     finally:
         dataset.close()
+
+
+def _figure_path(out: str | os.PathLike) -> Path:
+    """Returns the file that is written: matplotlib would add a missing suffix without telling."""
+    path = Path(out)
+    if path.is_dir() or os.fspath(out).endswith(os.sep):
+        return path / "batch.png"
+    return path if path.suffix else path.with_name(f"{path.name}.png")
 
 
 def _pixels(images: jax.Array, info: DatasetInfo) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Anybody's own images: a folder of class folders, with or without a split made beforehand."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rmn_jax.data import fingerprint
@@ -20,12 +20,14 @@ def open_image_set(path: str) -> ImageSet:
     """Opens `path`, laid out in one of two ways.
 
     Either `path/train/CLASS/*.jpg` with `path/val/CLASS/*.jpg` (or `eval`, `validation`, `test`). Or
-    `path/CLASS/*.jpg`, of which a tenth is held out, chosen by a hash of the file names: the same on every
-    machine, and hardly changed by images added later. Classes are the names of the training folders, sorted.
+    `path/CLASS/*.jpg`, or `path/train/CLASS/*.jpg` alone, of which a tenth is held out, chosen by a hash of the
+    file names: the same on every machine, and hardly changed by images added later. Classes are the names of the
+    training folders, sorted.
     Hidden files and those with other suffixes are passed over.
 
     Raises:
-        UserError: no such folder, no images, or a class to evaluate that has no training images.
+        UserError: no such folder, no images, folders that could be classes or splits, or a class to evaluate that
+            has no training images.
     """
     if not path:
         raise UserError(
@@ -38,7 +40,7 @@ def open_image_set(path: str) -> ImageSet:
     if (root / "train").is_dir() and evaluation_root is not None:
         train, evaluation = _list_images(root / "train"), _list_images(evaluation_root)
     else:
-        train, evaluation = _hold_out(_list_images(root))
+        train, evaluation = _hold_out(_list_images(_only_split(root)))
     class_names = tuple(sorted(train))
     unknown = sorted(set(evaluation) - set(train))
     if unknown:
@@ -58,18 +60,47 @@ def open_image_set(path: str) -> ImageSet:
     )
 
 
+def _only_split(root: Path) -> Path:
+    """Returns the folder of the class folders where not both splits are there: `root`, or `root/train`.
+
+    A folder `train` or `val` that holds images and no class folders is a class of that name.
+    """
+    for name in ("train", *EVALUATION_FOLDERS):
+        if not any(_holds_images(folder) for folder in _folders(root / name)):
+            continue
+        if name != "train":
+            raise UserError(f"{root} has {name}/ with class folders but no train/; add {root / 'train'}.")
+        other = next((folder for folder in _folders(root) if folder.name != name and _holds_images(folder)), None)
+        if other is not None:
+            raise UserError(
+                f"{root} has train/ with class folders, and {other.name}/ beside it: is that a class? Put all classes "
+                f"into {root / 'train'}, or what is to be evaluated into {root / 'val'}."
+            )
+        return root / name
+    return root
+
+
+def _folders(root: Path) -> list[Path]:
+    """Returns the folders in `root` that are not hidden, sorted; none if there is no `root`."""
+    if not root.is_dir():
+        return []
+    return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith("."):
+            yield file
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(True for _ in _images(folder))
+
+
 def _list_images(root: Path) -> dict[str, list[Path]]:
     """Returns {class name: image files}, each sorted, of the class folders of `root` that hold images."""
-    classes = {}
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and not folder.name.startswith("."):
-            files = sorted(
-                file
-                for file in folder.rglob("*")
-                if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-            )
-            if files:
-                classes[folder.name] = files
+    classes = {folder.name: sorted(_images(folder)) for folder in _folders(root)}
+    classes = {name: files for name, files in classes.items() if files}
     if not classes:
         raise UserError(f"{root} has no class folders with images ({', '.join(SUFFIXES)}).")
     return classes

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import shutil
 import signal
 import sys
@@ -60,9 +61,9 @@ def _build(name: str, source: Path, data_dir: str) -> Path:
         tfds.disable_progress_bar()
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     _check_root(root, source)
-    # tfds prints to stdout, whose last line is a command's result.
+    # tfds prints what it is about to do, of sizes that it does not know; its progress bars go to stderr and stay.
     with (
-        contextlib.redirect_stdout(sys.stderr),
+        contextlib.redirect_stdout(io.StringIO()),
         _interruptible(),
         _clear_errors(root),
         _scratch(root, name) as scratch,

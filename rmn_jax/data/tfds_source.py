@@ -46,6 +46,8 @@ def open_image_set(name: str, data_dir: str) -> ImageSet:
         UserError: it is not prepared, not in a random-access format, or not for image classification.
     """
     tfds_name = name.removeprefix("tfds:")
+    if not tfds_name:
+        raise UserError("config.data.name is 'tfds:' and no name after it; write tfds:NAME, say tfds:mnist.")
     builder_dir = find(tfds_name, data_dir)
     if builder_dir is None:
         where = data_dir or tfds.core.constants.DATA_DIR

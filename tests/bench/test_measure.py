@@ -1,8 +1,12 @@
 """Timing side by side."""
 
-import numpy as np
+import json
 
-from rmn_jax.bench.measure import interleave, summary
+import numpy as np
+import pytest
+
+from rmn_jax.bench.measure import interleave, report, summary
+from rmn_jax.errors import UserError
 
 
 def test_every_side_runs_once_a_round_in_an_order_of_its_own_after_what_is_not_timed():
@@ -21,3 +25,30 @@ def test_the_ratio_is_taken_round_by_round():
     line = summary(np.array([2.0, 20.0, 2.0]), np.array([1.0, 10.0, 1.0]))
     assert line["ratio"] == 2.0 and line["ratio_quartiles"] == [2.0, 2.0]
     assert line["milliseconds"] == 2000.0
+
+
+def test_a_file_that_cannot_be_written_is_noticed_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    measured = []
+    lines = ({"side": side} for side in "ab" if not measured.append(side))
+    for out in (tmp_path, tmp_path / "file" / "below.json"):
+        with pytest.raises(UserError, match=f"cannot write to --out {out}: .*; name another file"):
+            report(lines, str(out), "rmn bench")
+    assert measured == [] and capsys.readouterr().out == "" and (tmp_path / "file").read_text() == "kept"
+    report(lines, str(tmp_path / "new" / "out.json"), "rmn bench")
+    assert json.loads((tmp_path / "new" / "out.json").read_text())["lines"] == [{"side": "a"}, {"side": "b"}]
+
+
+def test_what_stops_a_measurement_leaves_the_last_one(tmp_path):
+    def stopped():
+        yield {"side": "a"}
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.json"
+    with pytest.raises(KeyboardInterrupt):
+        report(stopped(), str(out), "rmn bench")
+    assert not out.exists()
+    out.write_text("kept")
+    with pytest.raises(KeyboardInterrupt):
+        report(stopped(), str(out), "rmn bench")
+    assert out.read_text() == "kept"

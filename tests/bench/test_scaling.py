@@ -1,9 +1,11 @@
 """The scaling model: its arithmetic by hand, its limits, and the tables in the documentation."""
 
 import pathlib
+import sys
 
 import pytest
 
+from rmn_jax.bench import scaling
 from rmn_jax.bench.scaling import (
     Cluster,
     crossing_share,
@@ -114,3 +116,21 @@ def test_tiles_left_unfilled():
 def test_the_documentation_has_the_tables():
     text = (ROOT / "docs" / "scaling.md").read_text()
     assert tables(Cluster()) in text
+
+
+@pytest.mark.parametrize("option", ["flops=0", "node=-1", "launch=-1", "overlap=1.5", "within=nan", "node=x"])
+def test_an_assumption_that_cannot_be_is_one_line(option, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling", f"--{option}"])
+    with pytest.raises(SystemExit) as stopped:
+        scaling.main()
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("scaling: ") and f"--{option.split('=')[0]}" in captured.err
+
+
+def test_every_assumption_has_its_help(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scaling", "--help"])
+    with pytest.raises(SystemExit):
+        scaling.main()
+    text = " ".join(capsys.readouterr().out.split())  # lines are as long as the terminal is wide
+    assert text.count("(default: ") == 1 + len(Cluster._fields)

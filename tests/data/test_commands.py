@@ -16,6 +16,16 @@ def test_show_draws_a_grid(data_config, tmp_path):
         assert len(np.unique(np.asarray(figure.convert("L")))) > 15
 
 
+@pytest.mark.parametrize(
+    ("out", "written"), [("new/", "new/batch.png"), ("there", "there/batch.png"), ("batch", "batch.png")]
+)
+def test_show_tells_the_file_that_it_wrote(data_config, tmp_path, out, written):
+    (tmp_path / "there").mkdir()
+    path = commands.show(data_config(), f"{tmp_path}/{out}")
+    assert path == tmp_path / written
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
 def test_show_says_when_it_cannot_write(data_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="figure cannot be written"):

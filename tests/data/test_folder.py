@@ -34,6 +34,31 @@ def test_folders_for_training_and_evaluation_are_taken_as_they_are(image_folder,
     assert {label for _, label in found.evaluation.read(range(20))} == {1}
 
 
+def test_of_training_images_alone_a_tenth_of_each_class_is_held_out(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "split" / "train")
+    found, flat = (folder.open_image_set(str(root)) for root in (tmp_path / "split", image_folder))
+    assert found.class_names == ("ant", "bee", "cat")
+    assert (len(found.train), len(found.evaluation)) == (len(flat.train), len(flat.evaluation)) == (54, 6)
+    held_out = [[Path(found.evaluation.describe(i)).name for i in range(6)] for found in (found, flat)]
+    assert held_out[0] == held_out[1]
+
+
+def test_a_class_may_be_called_train(image_folder):
+    (image_folder / "ant").rename(image_folder / "train")
+    assert folder.open_image_set(str(image_folder)).class_names == ("bee", "cat", "train")
+
+
+def test_folders_that_could_be_classes_or_splits_are_refused(image_folder, tmp_path):
+    root = tmp_path / "split"
+    shutil.copytree(image_folder, root / "test")
+    with pytest.raises(UserError, match=r"has test/ with class folders but no train/; add .*split/train"):
+        folder.open_image_set(str(root))
+    (root / "test").rename(root / "train")
+    shutil.copytree(image_folder / "ant", root / "dog")
+    with pytest.raises(UserError, match=r"has train/ with class folders, and dog/ beside it"):
+        folder.open_image_set(str(root))
+
+
 def test_images_reach_the_network_with_their_class(image_folder, data_config):
     config = data_config(name="folder", path=str(image_folder), image_size=16)
     dataset = load(config, batch_size=8, eval_batch_size=4, seed=0, sharding=None)

@@ -37,6 +37,15 @@ def test_it_needs_no_tensorflow_and_keeps_stdout_for_the_result(small_tiny_image
     assert json.loads(done.stdout) == {"examples": {"train": 400, "validation": 20}}
 
 
+def test_of_a_bad_archive_only_the_error_is_told(tmp_path, capfd):
+    archive = tmp_path / "tiny-imagenet-200.zip"
+    archive.write_bytes(b"no zip")
+    with pytest.raises(UserError, match="is not a whole zip file"):
+        prepare("tiny_imagenet", str(archive), str(tmp_path / "tfds"))
+    captured = capfd.readouterr()
+    assert captured.out == "" and "Downloading" not in captured.err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_preparation_leaves_no_half_data_set(small_tiny_imagenet, tmp_path, number):
     code = (

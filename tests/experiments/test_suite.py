@@ -3,11 +3,12 @@
 import json
 import pathlib
 import shutil
+import sys
 import time
 
 import pytest
 
-from experiments import ablations, batch_size, ladder, routers, runs, suite
+from experiments import ablations, batch_size, ladder, routers, runs, runtime, suite
 from rmn_jax.config import default_config, validate
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
@@ -102,11 +103,35 @@ def test_two_processes_do_not_train_the_same_run(tmp_path):
         runs.run_once(config, tmp_path, "row", until=float("inf"))
 
 
-def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("--workdir=", "trial: --workdir is empty; name a file or folder (see python -m experiments.trial --help)"),
+        ("--seeds=x", "trial: --seeds: invalid int value: 'x' (see python -m experiments.trial --help)"),
+        ("--roows=x", "trial: unrecognized arguments: --roows=x (see python -m experiments.trial --help)"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(word, line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        suite.parser("A trial.", "trial").parse_args([word])
+    assert stopped.value.code == 2 and capsys.readouterr().err == f"{line}\n"
+
+
+def test_only_the_documented_times_take_the_place_of_the_published_ones():
+    out = lambda *words: runtime.default_out(runtime.parse(words))  # noqa: E731
+    published = json.loads((suite.RESULTS / "runtime.json").read_text())["command"].split()[3:]
+    assert out(*published) == out("--data=tiny_imagenet") == suite.RESULTS / "runtime.json"
+    for other in ([], ["--rounds=3"], ["--images=2"], ["--backbones", "resnet18"], ["--data=cifar100"]):
+        words = ["--data=tiny_imagenet", *other] if other else []
+        assert out(*words) == pathlib.Path("runs/runtime_trial.json")
+
+
+def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/trial.py"])
     assert [row.name for row in suite.choose(rows(), arguments(tmp_path, "--rows", "rmn"))] == ["RMN"]
     code = suite.main(lambda: suite.run_rows(arguments(tmp_path, "--rows", "wide"), rows()))
     error = capsys.readouterr().err
-    assert code == 2 and error.count("\n") == 1 and "no row is called wide; there are: Original, RMN" in error
+    assert code == 2 and error == "trial: no row is called wide; there are: Original, RMN.\n"
 
 
 def test_only_what_step_1_depends_on_makes_another_stem():
