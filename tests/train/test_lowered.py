@@ -26,14 +26,14 @@ from rmn_jax.train.step import AXIS, make_mesh, make_train_step
 UNITS, SIZE, STAGES, NORMS = 8, 8, 2, 6  # norms: the stem's, two a block, the second stage's shortcut
 
 
-def network(routed, width=4):
+def network(routed, width=4, backend="auto"):
     backbone = resnet(BasicBlock, (1, 1), width, 5, stem_kernel=3, stem_strides=1, pool=False)
-    return RMN(backbone, UNITS, routed=routed, axis_name=AXIS)
+    return RMN(backbone, UNITS, routed=routed, axis_name=AXIS, backend=backend)
 
 
-def trace_update(routed, batch, width=4, devices=8):
+def trace_update(routed, batch, width=4, devices=8, backend="auto"):
     """The traced update of a small network on shapes alone."""
-    model, optimizer = network(routed, width), optax.sgd(0.1, momentum=0.9)
+    model, optimizer = network(routed, width, backend), optax.sgd(0.1, momentum=0.9)
     image, shape = jnp.zeros((1, SIZE, SIZE, 3)), jax.ShapeDtypeStruct
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     state = TrainState(
@@ -108,14 +108,15 @@ def test_the_compiled_update_waits_for_no_more_sums(compiled):
     assert len(compiled) <= 2 * NORMS + 2
 
 
-def products_of_update(monkeypatch, routed):
+def products_of_update(monkeypatch, routed, backend="auto"):
     """Operations of every product of an update, traced as for an accelerator (nothing is compiled)."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    return list(bounded(trace_update(routed, 1024, width=8, devices=1).jaxpr.jaxpr))
+    return list(bounded(trace_update(routed, 1024, width=8, devices=1, backend=backend).jaxpr.jaxpr))
 
 
-def test_a_routed_update_computes_no_more_than_its_tiles(monkeypatch):
-    plain, routed = products_of_update(monkeypatch, False), products_of_update(monkeypatch, True)
+@pytest.mark.parametrize("backend", ["auto", "tiles"])
+def test_a_routed_update_computes_no_more_than_its_tiles(backend, monkeypatch):
+    plain, routed = products_of_update(monkeypatch, False), products_of_update(monkeypatch, True, backend)
     # 8 units with 1,024 inputs fill at most 39 tiles of 32: 1.22 of the rows. Norms and distances take little more.
     assert sum(routed) < 1.3 * sum(plain)
     assert max(routed) < 1.3 * max(plain)
@@ -159,7 +160,7 @@ def test_a_dense_implementation_would_be_seen(monkeypatch, dense):
     assert max(routed) > 0.9 * UNITS * max(plain)
 
 
-@pytest.mark.parametrize("backend", ["loop", "visits"])
+@pytest.mark.parametrize("backend", ["loop", "tiles", "visits"])
 def test_a_routed_convolution_executes_no_more_than_its_tiles(backend, rng):
     # Where a loop's trips follow the load, only running it tells.
     batch, size, channels = 512, 4, 4
