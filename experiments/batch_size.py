@@ -1,6 +1,6 @@
 """Supplementary Table 1, batch size: the plain network at a small and a large batch, and the RMN at the large one.
 
-    python -m experiments.batch_size --scale=cpu                          # real images, about an hour on 2 CPU cores
+    python -m experiments.batch_size --scale=cpu      # real images, about an hour and a half on 2 CPU cores
     python -m experiments.batch_size --scale=paper --backbone=resnet50 --benchmark=cifar100
 
 ``--scale=paper`` has the paper's rows: Original at 256 and 1024, RMN with and without CA at 1024, all at one learning

@@ -4,7 +4,7 @@
 
 Trains ResNet-8 alone and as a 4-way RMN with conditional attention, through all four steps, and leaves in the folder
 both runs, ``summary.json`` and a figure of each memory's nearest held-out images. Started again, it goes on where it
-stopped. Two minutes on 2 CPU cores.
+stopped. Three minutes on 2 CPU cores.
 """
 
 import json

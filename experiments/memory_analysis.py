@@ -1,6 +1,6 @@
 """The paper's memory analysis: what the memories of a 4-way RMN on Tiny ImageNet stand for, stage by stage.
 
-    python -m experiments.memory_analysis --scale=cpu       # 20 classes at 16x16, about ten minutes on 2 CPU cores
+    python -m experiments.memory_analysis --scale=cpu       # 20 classes at 16x16, about five minutes on 2 CPU cores
     python -m experiments.memory_analysis --scale=paper     # ResNet-18, 200 classes, 120 epochs: wants an accelerator
     python -m experiments.memory_analysis --run runs/r18    # of a run that is there
 
