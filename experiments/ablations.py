@@ -70,13 +70,20 @@ def rows(arguments) -> list[suite.Row]:
         return [
             row._replace(name=f"{row.name}, {row.config.epochs} epochs")
             for times in (1, 3)
-            for row in _four(make, epochs=times * routed.epochs, stem_epochs=times * routed.stem_epochs)
+            for row in _with_se(make, epochs=times * routed.epochs, stem_epochs=times * routed.stem_epochs)
         ]
     return [
         suite.Row(f"RMN, N = {units}", routed),
         suite.Row("a unit's gradient over its own inputs", make("rmn_no_ca", unit_gradient="own")),
         suite.Row("cosine memories", make("rmn_no_ca", model__metric="cosine")),
     ]
+
+
+def _with_se(make, **settings) -> list[suite.Row]:
+    """``_four``, and the plain network with attention: what of the RMN with CA is attention's."""
+    original, *routed = _four(make, **settings)
+    attended = suite.with_settings(original.config, model__attention="se")
+    return [original, suite.Row("Original with SE", attended), *routed]
 
 
 def _four(make, **settings) -> list[suite.Row]:

@@ -24,7 +24,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _dropped(self, x, x.shape[1:])
+        return _dropped(self, x, (*x.shape[1:3], x.shape[-1]) if x.ndim > 3 else x.shape[1:])
 
 
 class StochasticDepth(nn.Module):
@@ -39,11 +39,11 @@ class StochasticDepth(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _dropped(self, x, (1,) * (x.ndim - 1))
+        return _dropped(self, x, (1, 1, 1))
 
 
 def _dropped(module: nn.Module, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """``x`` with one draw for each of the values of ``shape`` and each row."""
+    """``x`` with one draw for each of the values of ``shape`` and each row, or place where ``x`` is [L, H, W, V, C]."""
     layers, rate = module.layers, module.rate
     if not layers.train or rate == 0.0:
         return x
@@ -51,5 +51,7 @@ def _dropped(module: nn.Module, x: jax.Array, shape: tuple[int, ...]) -> jax.Arr
         raise ValueError(f"{'/'.join(module.path)} drops at random: pass keys=[B] (one an input) when train=True")
     place = zlib.crc32("/".join(module.path).encode())
     draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1.0 - rate, shape)  # noqa: E731
+    if layers.keys.ndim == 2:
+        draw = jax.vmap(draw, out_axes=2)
     kept = jax.vmap(draw)(layers.keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from rmn_jax import ops
-from rmn_jax.dispatch import RoutePlan
-from rmn_jax.ops.norm import rows_of_units
+from rmn_jax.dispatch import RoutePlan, Tiles, side_by_side
+from rmn_jax.ops.norm import beside_rows
 from rmn_jax.routing import global_average_pool
 
 # What a prepared norm holds in place of its parameters and statistics: [2, C], or [2, N, C] when routed.
@@ -39,6 +39,8 @@ def leaf_shape(shape: tuple[int, ...], num_units: int | None) -> tuple[int, ...]
 class RoutedConv(nn.Module):
     """2-D convolution, [B, H, W, C] -> [B, OH, OW, O]; each row through its own unit's kernel when routed.
 
+    With tiles for a plan [L, H, W, V, C] -> [L, OH, OW, V, O], here and in the other routed layers.
+
     Attributes:
       features: O.
       kernel_size: (kh, kw).
@@ -46,7 +48,7 @@ class RoutedConv(nn.Module):
       padding: zeros on every side; None means ``kh // 2``.
       use_bias: whether to add a bias.
       num_units: N, or None for the plain layer.
-      plan: the stage's route plan; needed when routed.
+      plan: the stage's route plan or tiles; needed when routed.
       dtype: compute type; parameters are float32.
       backend: see ``rmn_jax.ops.conv``.
       prepared: for inference: the kernel is that of the collection ``prepared``, in the form that
@@ -59,7 +61,7 @@ class RoutedConv(nn.Module):
     padding: int | None = None
     use_bias: bool = False
     num_units: int | None = None
-    plan: RoutePlan | None = None
+    plan: RoutePlan | Tiles | None = None
     dtype: Any = jnp.float32
     backend: str = "auto"
     prepared: bool = False
@@ -78,6 +80,7 @@ class RoutedConv(nn.Module):
         else:
             kernel = parameter().astype(self.dtype)
         if form != "direct":
+            assert not isinstance(self.plan, Tiles), "a prepared network sorts its rows"
             y = ops.prepared_conv(x, kernel, form, window, self.plan)
         elif self.plan is None:
             y = ops.conv(x, kernel, strides=self.strides, padding=self.padding)
@@ -86,8 +89,8 @@ class RoutedConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
             if self.plan is not None:
-                bias = rows_of_units(bias, self.plan)[:, None, None, :]
-            y = y + bias.astype(self.dtype)
+                bias = beside_rows(bias, self.plan)
+            y = (side_by_side(y) + bias.astype(self.dtype)).reshape(y.shape)
         return y
 
 
@@ -101,7 +104,7 @@ class RoutedDepthwise(nn.Module):
     strides: int = 1
     padding: int | None = None
     num_units: int | None = None
-    plan: RoutePlan | None = None
+    plan: RoutePlan | Tiles | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -134,7 +137,7 @@ class RoutedBatchNorm(nn.Module):
     epsilon: float = 1e-5
     scale_init: Any = nn.initializers.ones
     num_units: int | None = None
-    plan: RoutePlan | None = None
+    plan: RoutePlan | Tiles | None = None
     axis_name: str | None = None
     prepared: bool = False
 
@@ -184,12 +187,13 @@ class ConditionalAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, assignment: jax.Array | None) -> jax.Array:
-        """x [B, H, W, C] and assignment [B] int32 (row by row) -> [B, H, W, C]."""
+        """x [B, H, W, C], or [L, H, W, V, C] in tiles, and assignment [B] or [V] int32 -> as x."""
         channels = x.shape[-1]
         hidden = max(1, channels // self.reduction)
         code = nn.relu(nn.Dense(hidden, use_bias=False, name="squeeze")(global_average_pool(x)))
         if self.num_units is not None:
-            code = jnp.concatenate([code, jax.nn.one_hot(assignment, self.num_units)], axis=-1)
+            condition = jax.nn.one_hot(assignment, self.num_units)
+            code = jnp.concatenate([code, jnp.broadcast_to(condition, (*code.shape[:-1], self.num_units))], axis=-1)
         gate = nn.sigmoid(nn.Dense(channels, use_bias=False, name="excite")(code))
         return x * gate[:, None, None, :].astype(x.dtype)
 
@@ -203,7 +207,8 @@ class Layers(NamedTuple):
     Attributes:
       conv, norm: module constructors.
       train: whether this is training.
-      keys: [B] random keys, row by row, for dropout and the like; None in evaluation.
+      keys: random keys for dropout and the like, [B] row by row, or [L, V] place by place where a stage is laid out
+        in tiles; None in evaluation.
       depthwise: module constructor, ``layers.depthwise((3, 3))(x)``.
     """
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Mean over height and width, in float32: [B, H, W, C] -> [B, C]."""
+    """Mean over height and width, in float32: [B, H, W, C] -> [B, C]; other axes behind them stay as well."""
     if jax.default_backend() != "cpu":
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     # XLA:CPU adds up an input's pixels on one core, a channel at a time; a product with ones is five times faster.
     pixels = x.shape[1] * x.shape[2]
-    rows = x.astype(jnp.float32).reshape(x.shape[0], pixels, x.shape[3])
-    return jnp.matmul(jnp.ones((x.shape[0], 1, pixels), jnp.float32), rows)[:, 0] / pixels
+    rows = x.astype(jnp.float32).reshape(x.shape[0], pixels, -1)
+    sums = jnp.matmul(jnp.ones((x.shape[0], 1, pixels), jnp.float32), rows)[:, 0]
+    return sums.reshape(x.shape[0], *x.shape[3:]) / pixels
 
 
 METRICS = ("euclidean", "cosine")

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is used from the checkout, not installed
 
 from benchmarks.gpu import conv, floor, report, step  # noqa: E402
-from benchmarks.gpu.launches import count_launches  # noqa: E402
+from benchmarks.gpu.launches import bytes_moved, count_launches  # noqa: E402
 from benchmarks.gpu.layers import CHIPS, PASSES, Layer, find_chip, layers_of, work  # noqa: E402
 from benchmarks.gpu.record import Record  # noqa: E402
 from benchmarks.gpu.settings import Group, backbone_of, dry_run  # noqa: E402
@@ -76,7 +76,7 @@ def test_a_record_goes_on_after_half_a_line(tmp_path, capsys):
 
 def test_conv_and_step_measure_once_and_report(tmp_path, capsys):
     path = str(tmp_path / "lines.jsonl")
-    settings = dry_run()._replace(passes=("wgrad",), backends=("visits",), loads=("random", "all-to-one"))
+    settings = dry_run()._replace(passes=("together",), backends=("visits", "tiles"), loads=("random", "all-to-one"))
     for part in (conv, step):
         part.run(settings, Record(path))
     lines = {line["id"]: line for line in Record(path).lines}
@@ -84,13 +84,14 @@ def test_conv_and_step_measure_once_and_report(tmp_path, capsys):
     assert set(sides) == {
         ("conv", "plain", None),
         ("conv", "lax", None),
-        ("conv", "visits", "random"),
-        ("conv", "visits", "all-to-one"),
+        *(("conv", name, load) for name in ("visits", "tiles") for load in ("random", "all-to-one")),
         ("step", "plain", None),
         ("step", "RMN+CA N=4 visits", None),
+        ("step", "RMN+CA N=4 tiles", None),
     }
-    for load in ("random", "all-to-one"):
-        line = sides["conv", "visits", load]
+    for key, line in sides.items():
+        if key[0] == "step" or not key[2]:
+            continue
         assert line["right"] and line["difference"] < 1e-5 and line["ratio"] > 0 and line["over_least"] > 0
     routed = sides["step", "RMN+CA N=4 visits", None]
     assert routed["images_per_second"] > 0 and routed["ratio"] > 0 and 0 < routed["mfu"] < 1
@@ -167,3 +168,16 @@ def test_launches_of_a_loop_count_as_often_as_it_runs():
     assert count_launches(HLO) == {"outside": 1, "in loops": 78}
     with pytest.raises(ValueError, match="unknown length"):
         count_launches(HLO.replace("known_trip_count", "initial"))
+
+
+def test_bytes_of_a_program_are_those_of_its_operands_and_results():
+    hlo = """
+ENTRY %main.1 (a: bf16[2,3], b: pred[5]) -> (f32[2], s32[]) {
+  %a = bf16[2,3]{1,0} parameter(0)
+  %b = pred[5]{0} parameter(1)
+  %two = (f32[2]{0}, s32[]) fusion(%a, %b), kind=kInput, calls=%fused, metadata={op_name="jit(f)/g"}
+  %part = f32[2]{0} get-tuple-element(%two), index=0
+  ROOT %out = f32[2]{0} copy(%part)
+}
+"""
+    assert bytes_moved(hlo) == (2 * 3 * 2 + 5 + 2 * 4 + 4) + (8 + 8)

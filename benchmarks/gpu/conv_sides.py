@@ -16,7 +16,7 @@ from jax import lax
 from benchmarks.gpu.layers import Layer
 from benchmarks.gpu.timing import first_line, out_of_memory
 from rmn_jax.bench.measure import Compiled, compile_for, load_assignment
-from rmn_jax.dispatch import RoutePlan, make_plan
+from rmn_jax.dispatch import RoutePlan, Tiles, arrange, lay_out, make_plan
 from rmn_jax.ops import conv, routed_conv
 
 # Results that differ from the plain convolution's by more than this part of their length are wrong; two that
@@ -78,9 +78,15 @@ def build(
     for backend in sorted({side for side, load in wanted if load}):
         own = [load for load in plans if (backend, load) in wanted]
         routed = functools.partial(_routed_conv, layer, backend)
+        # In a network a stage's rows are arranged once, for all its layers: that is no part of a layer's time.
+        arranged = {load: _arranged(backend, x, dy, plans[load]) for load in own}
         try:
-            side = _compiled(which, routed, x, kernels, dy, plans[own[0]])
-            differences = [difference_from_plain(side.call, plain.call, x, kernels, dy, plans[load]) for load in own]
+            first_x, first_dy, first_plan = arranged[own[0]]
+            side = _compiled(which, routed, first_x, kernels, first_dy, first_plan)
+            differences = [
+                difference_from_plain(side.call, plain.call, x, kernels, dy, plans[load], *arranged[load])
+                for load in own
+            ]
         except Exception as error:  # a backend that cannot do this layer must not end the run
             if out_of_memory(error):
                 raise
@@ -88,12 +94,22 @@ def build(
             continue
         for load, difference in zip(own, differences, strict=True):
             notes = {"difference": float(f"{difference:.2g}"), "right": bool(difference < WRONG)}
-            call = functools.partial(side.call, x, kernels, dy, plans[load])
+            own_x, own_dy, own_plan = arranged[load]
+            call = functools.partial(side.call, own_x, kernels, own_dy, own_plan)
             sides.ready[backend, load] = Side(call, {**_cost(side), **notes})
     return sides
 
 
-def _routed_conv(layer: Layer, backend: str, x, kernel, plan: RoutePlan):
+def _arranged(backend: str, x, dy, plan: RoutePlan) -> tuple[jax.Array, jax.Array, RoutePlan | Tiles]:
+    """Rows and cotangent as the backend has them within a stage; the rows are sorted as they are."""
+    if backend != "tiles":
+        return x, dy, plan
+    tiles = lay_out(plan, x.shape[1] * x.shape[2])
+    move = jax.jit(arrange)
+    return move(x, None, tiles), move(dy, None, tiles), tiles
+
+
+def _routed_conv(layer: Layer, backend: str, x, kernel, plan: RoutePlan | Tiles):
     return routed_conv(x, kernel, plan, strides=layer.strides, backend=backend)
 
 
@@ -132,12 +148,16 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
     return {"compile_seconds": round(compiled.seconds, 2), "temporary_megabytes": megabytes}
 
 
-def difference_from_plain(routed: Callable, plain: Callable, x, kernels, dy, plan: RoutePlan) -> float:
+def difference_from_plain(
+    routed: Callable, plain: Callable, x, kernels, dy, plan: RoutePlan, own_x, own_dy, own_plan: RoutePlan | Tiles
+) -> float:
     """The largest relative distance, over a pass's results, from the plain pass of each unit's rows alone.
 
-    Where a result is not a number, it is not a number.
+    Where a result is not a number, it is not a number. The last three are what ``routed`` takes, from ``_arranged``.
     """
-    found = jax.tree.leaves(routed(x, kernels, dy, plan))
+    found = jax.tree.leaves(routed(own_x, kernels, own_dy, own_plan))
+    if isinstance(own_plan, Tiles):
+        found = [leaf if leaf.shape == kernels.shape else arrange(leaf, own_plan, None) for leaf in found]
     one = kernels.shape[1:]
     expected = [jnp.zeros(leaf.shape, jnp.float32) for leaf in found]
     for unit in range(plan.num_units):

@@ -1,12 +1,13 @@
 """Part ``launches``: what XLA makes of whole updates for a GPU that need not be there.
 
-Counts the kernels that an update launches, those of loops as often as they run, and says what memory it takes and what
-compiling takes. Nothing is timed, and nothing tuned by trying. It needs ``pip install jax-cuda13-pjrt
-jax-cuda13-plugin`` of jax's version, no GPU and none of NVIDIA's libraries. The GPU is the one that ``h100.txtpb``
-describes.
+Counts the kernels that an update launches, those of loops as often as they run, and the bytes that they read and write,
+and says what memory it takes and what compiling takes. Nothing is timed, and nothing tuned by trying. It needs ``pip
+install jax-cuda13-pjrt jax-cuda13-plugin`` of jax's version, no GPU and none of NVIDIA's libraries. The GPU is the one
+that ``h100.txtpb`` describes.
 """
 
 import collections
+import math
 import pathlib
 import re
 import time
@@ -29,6 +30,8 @@ from rmn_jax.train.step import AXIS, make_train_step
 _GPU = pathlib.Path(__file__).with_name("h100.txtpb")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?\{\n(.*?)^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
+_VALUE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
+_ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
 # What the runtime does without a kernel.
 _NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id"}
 
@@ -104,6 +107,7 @@ def _compile(group: Group, num_units: int | None, attention: str, backend: str, 
     return {
         "launches": sum(launches.values()),
         "of_loops": launches["in loops"],
+        "gigabytes_moved": None if launches["in loops"] else round(bytes_moved(compiled.as_text()) / 1e9, 1),
         "temporary_megabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1),
         "compile_seconds": round(seconds, 1),
     }
@@ -138,3 +142,22 @@ def count_launches(hlo: str) -> collections.Counter[str]:
 
     count(entry, 1, "outside")
     return found
+
+
+def bytes_moved(hlo: str) -> int:
+    """What the kernels of an optimised module without loops read and write: each operand and result, whole, once."""
+    entry = next(body for first, _, body in _COMPUTATION.findall(hlo) if first)
+    sizes, total = {}, 0
+    for line in entry.splitlines():
+        value = _VALUE.match(line)
+        if value:
+            name, type_, operation, operands = value.groups()
+            sizes[name] = sum(_bytes(*array) for array in _ARRAY.findall(type_))
+            if operation not in _NO_KERNEL:
+                total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
+    return total
+
+
+def _bytes(_kind: str, bits: str, shape: str) -> int:
+    """Of an array as HLO writes its type: "bf", "16", "8,64,64,3"."""
+    return max(1, int(bits or 8) // 8) * math.prod(int(length) for length in shape.split(",") if length)

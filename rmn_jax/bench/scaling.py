@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from rmn_jax.bench.traffic import Network, data_parallel_reductions, describe
+from rmn_jax.dispatch import bound
 from rmn_jax.models import RMN, create_backbone
-from rmn_jax.ops import visits
 
 _FLOAT32 = 4
 
@@ -153,9 +153,9 @@ def _sent(size: float, devices: int) -> float:
 
 
 def rows_computed(batch: int, num_units: int, tile: int) -> float:
-    """Rows that a static number of tile visits computes, over the rows there are (see ``rmn_jax.ops.visits``)."""
+    """Rows that a static number of tile visits computes, over the rows there are (see ``rmn_jax.dispatch.bound``)."""
     length = min(batch, tile)
-    return visits.bound(batch, num_units, length) * length / batch
+    return bound(batch, num_units, length) * length / batch
 
 
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -1,6 +1,6 @@
 """The network: a backbone's stem, stages and head, with routing by memory between them.
 
-    image -> stem -> [ route -> sort -> procedure -> attention ] x S -> unsort -> head -> logits
+    image -> stem -> [ route -> arrange -> procedure -> attention ] x S -> batch's order -> head -> logits
 
 Axes: B inputs, N units, S stages, H W, C channels, K classes (see ``rmn_jax``).
 """
@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmn_jax import routing
-from rmn_jax.dispatch import invert, make_plan, permute
+from rmn_jax import ops, routing
+from rmn_jax.dispatch import Arrangement, RoutePlan, Tiles, arrange, lay_out, make_plan, take_rows
 from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise
 from rmn_jax.models import routers
 
@@ -114,47 +114,42 @@ class RMN(nn.Module):
             raise ValueError(f"unknown attention {self.attention!r}; one of {ATTENTIONS}")
         if self.router not in routers.ROUTERS:
             raise ValueError(f"unknown router {self.router!r}; one of {routers.ROUTERS}")
-        batch = images.shape[0]
-        # Row r of the feature map belongs to input example[r]: stages sort what the stage before left sorted.
-        example = jnp.arange(batch, dtype=jnp.int32)
         x = self.backbone.stem(layers=self._layers(train, keys, None), name="stem")(images.astype(self.dtype))
+        arrangement: Arrangement = None
         stages, pooled, assignments, distances = [], [], [], []
         balance = jnp.zeros((), jnp.float32)
         for i, make_stage in enumerate(self.backbone.stages):
-            back = invert(example)
-            stage_input = routing.global_average_pool(x)
-            pooled.append(permute(stage_input, back, example))
+            stage_input = arrange(routing.global_average_pool(x)[:, None, None], arrangement, None)[:, 0, 0]
+            pooled.append(stage_input)
             plan, gate, scores = None, None, self._gate_scores(i, stage_input, train)
             if self.routed:
                 memory = self.variable(
                     "memory", f"memory{i + 1}", jnp.zeros, (self.num_units, x.shape[-1]), jnp.float32
                 ).value
                 distance = routing.squared_distances(jax.lax.stop_gradient(stage_input), memory, self.metric)
-                distances.append(permute(distance, back, example))
+                distances.append(distance)
                 if assignment is not None:
-                    unit = assignment[i][example]
+                    unit = assignment[i]
                 elif self.router in ("random", "hash"):
-                    unit = self._drawn_or_hashed(i, images, keys)[example]
+                    unit = self._drawn_or_hashed(i, images, keys)
                 else:
                     unit = jnp.argmin(distance if scores is None else -scores, axis=-1).astype(jnp.int32)
                 if scores is not None:
                     gate = routers.gate(scores, unit, self.axis_name if train else None)
                     balance = balance + gate.balance
-                plan = make_plan(unit, self.num_units)
-                x = permute(x, plan.order, plan.inverse)
-                example = example[plan.order]
-                back, unit = invert(example), plan.unit
+                plan = self._plan(unit, x.shape[1] * x.shape[2])
             else:
-                unit = self._condition(i, batch, assignment, keys)
-            row_keys = None if keys is None else keys[example]
-            x = make_stage(layers=self._layers(train, row_keys, plan), name=f"stage{i + 1}")(x)
-            if gate is not None and plan is not None:
-                x = x * permute(gate.gain, plan.order, plan.inverse)[:, None, None, None].astype(x.dtype)
+                unit = self._condition(i, len(images), assignment, keys)
+            x, arrangement = arrange(x, arrangement, plan), plan
+            layers = self._layers(train, None if keys is None else take_rows(keys, plan), plan)
+            x = make_stage(layers=layers, name=f"stage{i + 1}")(x)
+            if gate is not None:
+                x = x * arrange(gate.gain[:, None, None, None], None, plan).astype(x.dtype)
             if self.attention != "none":
                 condition = self.num_units if self.attention == "conditional" else None
-                x = ConditionalAttention(condition, name=f"attention{i + 1}")(x, unit)
-            assignments.append(unit[back])
-            stages.append(permute(x, back, example))
+                x = ConditionalAttention(condition, name=f"attention{i + 1}")(x, unit if plan is None else plan.unit)
+            assignments.append(unit)
+            stages.append(arrange(x, arrangement, None))
         logits = self.backbone.head(layers=self._layers(train, keys, None), name="head")(stages[-1])
         return Outputs(
             logits.astype(jnp.float32), tuple(stages), tuple(pooled), jnp.stack(assignments), tuple(distances), balance
@@ -187,6 +182,12 @@ class RMN(nn.Module):
             keys=keys,
             depthwise=functools.partial(RoutedDepthwise, num_units=units, plan=plan, dtype=self.dtype),
         )
+
+    def _plan(self, unit: jax.Array, pixels: int) -> RoutePlan | Tiles:
+        """How a stage arranges its batch: sorted, or in tiles where the backend has them."""
+        plan = make_plan(unit, self.num_units)
+        backend = ops.default_backend() if self.backend == "auto" else self.backend
+        return lay_out(plan, pixels) if backend == "tiles" and not self.prepared else plan
 
     def _condition(self, stage: int, batch: int, assignment, keys) -> jax.Array:
         """The plain network's condition: given, or uniform at random for each input and stage (step 1)."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmn_jax.dispatch import side_by_side
 from rmn_jax.dropout import Dropout
 from rmn_jax.errors import UserError
 from rmn_jax.layers import Layers
@@ -34,7 +35,13 @@ class Block(nn.Module):
         for i, features in enumerate(self.features):
             x = self.layers.conv(features, (3, 3), use_bias=True, name=f"conv{i + 1}")(x)
             x = nn.relu(self.layers.norm(name=f"bn{i + 1}")(x))
-        return nn.max_pool(x, (2, 2), strides=(2, 2)) if self.pool else x
+        return _halved(x) if self.pool else x
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """2x2 max-pool of stride 2 over height and width, whatever axes follow."""
+    pooled = nn.max_pool(side_by_side(x), (2, 2), strides=(2, 2))
+    return pooled.reshape(*pooled.shape[:3], *x.shape[3:])
 
 
 class Head(nn.Module):

@@ -9,7 +9,7 @@ Backends, chosen by platform and overridable by name:
 
     loop    nested loops over units and tiles of their rows, dynamic trip counts (CPU)
     visits  one loop with a static number of tile visits, never waiting for the host (GPU, TPU)
-    tiles   one grouped convolution a pass over padded tiles, as static (to compare with visits on a GPU)
+    tiles   one grouped convolution a pass over tiles, as static, where a whole stage is laid out in them (GPU, TPU)
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmn_jax.dispatch import RoutePlan
+from rmn_jax.dispatch import RoutePlan, Tiles, arrange, lay_out
 from rmn_jax.ops import loop, tiles, visits
 from rmn_jax.ops.window import Window, convolve, input_gradient, subsampled
 
@@ -42,7 +42,7 @@ def default_backend() -> str:
 def routed_conv(
     x: jax.Array,
     kernel: jax.Array,
-    plan: RoutePlan,
+    plan: RoutePlan | Tiles,
     *,
     strides: int = 1,
     padding: int | None = None,
@@ -51,15 +51,16 @@ def routed_conv(
     """2-D convolution of each row with its own unit's kernel (eq. 5 for one layer).
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``.
+      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it (see ``rmn_jax.dispatch``).
       kernel: [N, kh, kw, C, O], of x's dtype.
-      plan: the stage's route plan.
+      plan: the stage's route plan, or tiles.
       strides: step in both directions, in pixels.
       padding: zeros on every side; None means ``kh // 2``, PyTorch's usual "same".
-      backend: "auto" or a name in ``BACKENDS``.
+      backend: "auto" or a name in ``BACKENDS``, for a sorted batch; one in tiles has its own. With "tiles" a sorted
+        batch is laid out for this layer alone.
 
     Returns:
-      [B, OH, OW, O], sorted as x.
+      [B, OH, OW, O] or [L, OH, OW, V, O], arranged as x.
 
     Raises:
       ValueError: unknown backend, or shapes that do not fit.
@@ -72,6 +73,13 @@ def routed_conv(
             f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, C, O]"
         )
     window = Window.make(kernel.shape[1], kernel.shape[2], strides, padding)
+    if isinstance(plan, Tiles):
+        x, window = subsampled(x, window)
+        return _routed(_Static(window, "tiles"), x, kernel, plan)
+    if backend == "tiles":
+        laid_out = lay_out(sorted_plan(plan), x.shape[1] * x.shape[2])
+        y = routed_conv(arrange(x, None, laid_out), kernel, laid_out, strides=strides, padding=padding)
+        return arrange(y, laid_out, None)
     x, window = subsampled(x, window)
     return _routed(_Static(window, backend), x, kernel, plan)
 
@@ -145,6 +153,12 @@ def _plain_backward(window, residuals, cotangent):
 def _tiled(rows: jax.Array, window: Window) -> bool:
     """Whether tiles beat XLA's own convolution of these rows, as measured: unless they have few channels."""
     return not window.pointwise and rows.shape[-1] >= _MANY_CHANNELS
+
+
+def sorted_plan(plan: RoutePlan) -> RoutePlan:
+    """The plan of a batch that ``plan`` has sorted already."""
+    rows = jnp.arange(plan.unit.shape[0], dtype=jnp.int32)
+    return plan._replace(order=rows, inverse=rows)
 
 
 def one_group(batch: int) -> RoutePlan:

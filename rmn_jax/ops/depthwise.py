@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import RoutePlan
+from rmn_jax.dispatch import RoutePlan, Tiles, side_by_side
 from rmn_jax.ops.norm import rows_of_units
 from rmn_jax.ops.window import Window
 
@@ -41,19 +41,19 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
 
 
 def routed_depthwise(
-    x: jax.Array, kernel: jax.Array, plan: RoutePlan, *, strides: int = 1, padding: int | None = None
+    x: jax.Array, kernel: jax.Array, plan: RoutePlan | Tiles, *, strides: int = 1, padding: int | None = None
 ) -> jax.Array:
     """Depthwise convolution of each row with its own unit's kernel.
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``.
+      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it.
       kernel: [N, kh, kw, 1, C].
-      plan: the stage's route plan.
+      plan: the stage's route plan or tiles.
       strides: as in ``depthwise``.
       padding: as in ``depthwise``.
 
     Returns:
-      [B, OH, OW, C] in x's dtype, sorted as x.
+      [B, OH, OW, C] or [L, OH, OW, V, C] in x's dtype, as x is arranged.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -63,9 +63,14 @@ def routed_depthwise(
         raise ValueError(
             f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, 1, C]"
         )
+    window = Window.make(kernel.shape[1], kernel.shape[2], strides, padding)
     rows = rows_of_units(kernel.reshape(plan.num_units, -1), plan)
-    rows = rows.reshape(x.shape[0], *kernel.shape[1:3], channels)
-    return _taps(Window.make(kernel.shape[1], kernel.shape[2], strides, padding), x, rows)
+    rows = rows.reshape(-1, *kernel.shape[1:3], channels)
+    if not isinstance(plan, Tiles):
+        return _taps(window, x, rows)
+    # Tiles side by side are one plain layer of V C channels.
+    y = _taps(window, side_by_side(x), jnp.moveaxis(rows, 0, 2).reshape(1, *kernel.shape[1:3], -1))
+    return y.reshape(*y.shape[:3], *x.shape[3:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

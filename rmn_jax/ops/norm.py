@@ -1,6 +1,6 @@
-"""Batch normalisation over each unit's own inputs, by segment sums on a sorted batch.
+"""Batch normalisation over each unit's own inputs, by segment sums on a batch sorted by unit or laid out in tiles.
 
-Axes: B inputs (sorted by unit), N units, H W, C channels (see ``rmn_jax``).
+Axes: B inputs, N units, H W, C channels (see ``rmn_jax``), L inputs to a tile, V tiles (see ``rmn_jax.dispatch``).
 """
 
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.dispatch import RoutePlan
+from rmn_jax.dispatch import RoutePlan, Tiles, side_by_side
 
 
 class Moments(NamedTuple):
@@ -19,14 +19,14 @@ class Moments(NamedTuple):
     values: jax.Array
 
 
-def batch_moments(x: jax.Array, plan: RoutePlan | None, axis_name: str | None = None) -> Moments:
+def batch_moments(x: jax.Array, plan: RoutePlan | Tiles | None, axis_name: str | None = None) -> Moments:
     """Mean and biased variance over the global batch and all positions, of each unit's inputs alone.
 
     One reduction over devices carries (sum, sum of squares, count) together.
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``.
-      plan: the stage's plan; None takes the batch as one group (the plain layer).
+      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it.
+      plan: the stage's plan or tiles; None takes the batch as one group (the plain layer).
       axis_name: mesh axis to sum over, or None on one device.
 
     Returns:
@@ -39,7 +39,11 @@ def batch_moments(x: jax.Array, plan: RoutePlan | None, axis_name: str | None = 
         count = jnp.full((1,), x.shape[0] * positions, jnp.float32)
         sums = jnp.concatenate([jnp.sum(x, (0, 1, 2)), jnp.sum(x * x, (0, 1, 2)), count])
     else:
-        rows = jnp.concatenate([jnp.sum(x, (1, 2)), jnp.sum(x * x, (1, 2))], axis=-1)
+        wide = side_by_side(x)  # XLA fuses more with it
+        each = [jnp.sum(values, (1, 2)).reshape(-1, *x.shape[3:]) for values in (wide, wide * wide)]
+        rows = jnp.concatenate(each, axis=-1)
+        if isinstance(plan, Tiles):
+            rows = jnp.sum(jnp.where(plan.owned[..., None], rows, 0.0), axis=0)
         member = jax.nn.one_hot(plan.unit, plan.num_units, axis=0, dtype=jnp.float32)
         sums = jnp.matmul(member, rows, precision=jax.lax.Precision.HIGHEST)
         sums = jnp.concatenate([sums, (plan.sizes * positions).astype(jnp.float32)[:, None]], axis=-1)
@@ -52,20 +56,20 @@ def batch_moments(x: jax.Array, plan: RoutePlan | None, axis_name: str | None = 
     return Moments(mean, variance, count[..., 0])
 
 
-def normalize(x, mean, variance, scale, bias, plan: RoutePlan | None, epsilon: float) -> jax.Array:
+def normalize(x, mean, variance, scale, bias, plan: RoutePlan | Tiles | None, epsilon: float) -> jax.Array:
     """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` with each row's own unit's vectors.
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``.
+      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it.
       mean: [N, C] float32 with a plan, [C] without.
       variance: alike.
       scale: alike.
       bias: alike.
-      plan: the stage's plan, or None.
+      plan: the stage's plan or tiles, or None.
       epsilon: added to the variance.
 
     Returns:
-      [B, H, W, C] in x's dtype.
+      As x, in its dtype.
     """
     return scale_and_shift(x, *affine(mean, variance, scale, bias, epsilon), plan)
 
@@ -76,15 +80,21 @@ def affine(mean, variance, scale, bias, epsilon: float) -> tuple[jax.Array, jax.
     return factor, bias - mean * factor
 
 
-def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, plan: RoutePlan | None) -> jax.Array:
+def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, plan: RoutePlan | Tiles | None) -> jax.Array:
     """``x * factor + shift`` with each row's own unit's vectors, [N, C] with a plan, [C] without; in x's dtype."""
     if plan is not None:
-        factor, shift = (rows_of_units(v, plan)[:, None, None, :] for v in (factor, shift))
-    return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
+        factor, shift = beside_rows(factor, plan), beside_rows(shift, plan)
+    return (side_by_side(x).astype(jnp.float32) * factor + shift).astype(x.dtype).reshape(x.shape)
 
 
-def rows_of_units(values: jax.Array, plan: RoutePlan) -> jax.Array:
-    """Each row's own unit's vector: [N, C] -> [B, C].
+def beside_rows(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
+    """``rows_of_units`` in a shape that goes with the rows: [N, C] -> [B, 1, 1, C], or [V C] for tiles side by side."""
+    own = rows_of_units(values, plan)
+    return own.reshape(-1) if isinstance(plan, Tiles) else own[:, None, None, :]
+
+
+def rows_of_units(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
+    """Each row's own unit's vector: [N, C] -> [B, C], or each tile's: [N, C] -> [V, C].
 
     A product with the one-hot membership, not a gather: its gradient is then a product as well, where the
     gather's would be a scatter-add, slow and on some devices not reproducible.

@@ -1,98 +1,108 @@
-"""Backend "tiles": each pass one grouped convolution, whose groups are tiles of rows that share a unit.
+"""Backend "tiles": in a stage laid out in tiles of one unit each, a routed layer is one grouped convolution a pass.
 
-The batch is laid out as V tiles of L inputs, [L, H, W, V C]: tile v is a group of channels, and the group's kernel is
-that of the unit the tile belongs to. V is the static bound of ``rmn_jax.ops.visits`` on the tiles of any load: nothing
-is dropped and nothing waits for the host. Places that are nobody's hold what is at hand and are never read, or zeros
-where they would count. A pass is two gathers around one call of the library, where "visits" makes one call a tile.
+A batch is laid out once a stage, [L, H, W, V, C] (``rmn_jax.dispatch.Tiles``), and stays so from layer to layer. Seen
+as [L, H, W, V C] the layers are the plain ones over more channels: a convolution has the tiles as its groups, a norm or
+a depthwise convolution a vector for each of V C channels, and what belongs to a unit is summed over its tiles.
+
+Places that are nobody's hold zeros at first and then whatever the layers make of them, always numbers; they are left
+out where rows are counted, never read back, and have no gradient.
 
 Axes: B inputs, N units, H W, C channels in, O channels out; L inputs to a tile, V tiles (see ``rmn_jax``).
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import RoutePlan
-from rmn_jax.ops import visits
+from rmn_jax.dispatch import Tiles, side_by_side
 from rmn_jax.ops.window import Window
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-class Layout(NamedTuple):
-    """Where rows are: tile by tile ``unit`` [V] and ``rows`` [L, V] (B: nobody's), row by row ``home`` [B, 2]."""
-
-    unit: jax.Array
-    rows: jax.Array
-    home: jax.Array
+def forward(x: jax.Array, kernel: jax.Array, tiles: Tiles, window: Window) -> jax.Array:
+    """[L, H, W, V, C], [N, kh, kw, C, O] -> [L, OH, OW, V, O]."""
+    return _convolve(x, kernel, tiles, window.strides, window.padding)
 
 
-def lay_out(plan: RoutePlan, batch: int) -> Layout:
-    """The tiles of a batch [B] sorted by ``plan``; a home is (place in the tile, tile). All int32."""
-    length = visits.tile_length(batch, plan.num_units)
-    tiles = visits.schedule(plan, batch, length)
-    rows = tiles.low + jnp.arange(length, dtype=jnp.int32)[:, None]
-    used = -(-plan.sizes // length)
-    within = jnp.arange(batch, dtype=jnp.int32) - plan.offsets[plan.unit]
-    tile = (jnp.cumsum(used) - used)[plan.unit] + within // length
-    return Layout(tiles.unit, jnp.where(rows < tiles.high, rows, batch), jnp.stack([within % length, tile], axis=-1))
+def input_gradient(dy, kernel, tiles: Tiles, window: Window, shape: tuple[int, ...]) -> jax.Array:
+    """[L, OH, OW, V, O], [N, kh, kw, C, O] -> [L, H, W, V, C] of ``shape``.
+
+    A strided layer goes phase by phase: pixels of the same remainder by the stride see the same taps, and are a plain
+    convolution of the cotangent with those. (XLA would put zeros between the cotangent's pixels and convolve them too.)
+    """
+    turned, as_is, zero = jnp.swapaxes(kernel, 3, 4), (0, 0, 0), jnp.zeros((), dy.dtype)
+    total = jnp.zeros(shape, dy.dtype)
+    for rows, columns in itertools.product(*(_phases(shape, dy.shape, window, axis) for axis in (0, 1))):
+        if rows.taps and columns.taps:
+            own = turned[:, rows.first :: window.strides, columns.first :: window.strides][:, ::-1, ::-1]
+            phase = _convolve(dy, own, tiles, 1, (rows.padding, columns.padding))
+            total = total + lax.pad(phase, zero, (as_is, rows.spread, columns.spread, as_is, as_is))
+    return total
 
 
-def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:
-    """[B, H, W, C] sorted, [N, kh, kw, C, O] -> [B, OH, OW, O]."""
-    layout = lay_out(plan, x.shape[0])
-    return _collect(_convolve(_spread(x, layout), _of_tiles(kernel, layout), window, layout), layout)
+def kernel_gradient(x, dy, tiles: Tiles, window: Window, shape: tuple[int, ...]) -> jax.Array:
+    """[L, H, W, V, C] and [L, OH, OW, V, O] -> [N, kh, kw, C, O] of ``shape``, float32."""
+    number, (num_units, height, width, channels, features) = x.shape[3], shape
+    kernels = jax.ShapeDtypeStruct((height, width, channels, number * features), x.dtype)
+    convolve = lambda kernels: _grouped(side_by_side(x), kernels, window.strides, window.padding, number)  # noqa: E731
+    of_tiles = jax.linear_transpose(convolve, kernels)(side_by_side(dy))[0]
+    # By tile and output channel, as cuDNN holds kernels: a tile's is one piece of memory.
+    of_tiles = jnp.transpose(of_tiles.reshape(height, width, channels, number, features), (3, 4, 0, 1, 2))
+    of_unit = jax.nn.one_hot(tiles.unit, num_units, dtype=x.dtype)
+    sums = jnp.einsum(
+        "vn,vohwc->nohwc",
+        of_unit,
+        of_tiles,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return jnp.transpose(sums, (0, 2, 3, 4, 1))
 
 
-def input_gradient(dy, kernel, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
-    """[B, OH, OW, O] sorted, [N, kh, kw, C, O] -> [B, H, W, C] of ``shape``."""
-    layout = lay_out(plan, dy.shape[0])
-    own = _of_tiles(kernel, layout)
-    tiles = jax.ShapeDtypeStruct((len(layout.rows), *shape[1:3], len(layout.unit) * shape[3]), dy.dtype)
-    pull = jax.linear_transpose(lambda x: _convolve(x, own, window, layout), tiles)
-    return _collect(pull(_spread(dy, layout))[0], layout)
+class _Phase(NamedTuple):
+    """The pixels a, a + s, a + 2s .. of an axis, s the stride, as a convolution of the cotangent.
+
+    ``first``: the first tap that they see, and every s-th from there, ``taps`` in all; ``padding`` of the cotangent;
+    ``spread``: what puts them in their places, as ``lax.pad`` takes it.
+    """
+
+    first: int
+    taps: int
+    padding: tuple[int, int]
+    spread: tuple[int, int, int]
 
 
-def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ...]) -> jax.Array:
-    """[B, H, W, C] and [B, OH, OW, O] sorted -> [N, kh, kw, C, O] of ``shape``, float32."""
-    layout = lay_out(plan, x.shape[0])
-    tiles, (num_units, height, width, channels, features) = _spread(x, layout), shape
-    kernels = jax.ShapeDtypeStruct((height, width, channels, len(layout.unit) * features), x.dtype)
-    pull = jax.linear_transpose(lambda kernel: _convolve(tiles, kernel, window, layout), kernels)
-    of_tiles = pull(_spread(dy, layout, nobodys=0))[0].reshape(height, width, channels, -1, features)
-    of_unit = jax.nn.one_hot(layout.unit, num_units, dtype=jnp.float32)
-    return jnp.einsum("vn,hwcvo->nhwco", of_unit, of_tiles.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+def _phases(shape: tuple[int, ...], out_shape: tuple[int, ...], window: Window, axis: int) -> list[_Phase]:
+    """The phases of height (0) or width (1), for an input of ``shape`` and an output of ``out_shape``.
+
+    dx[s q + a] = sum over t of dy[q + c - t] k[r + s t], where c, r = divmod(a + p, s) for p zeros before the input.
+    """
+    size, strides, before = (window.height, window.width)[axis], window.strides, window.padding[axis][0]
+    length, out_length, phases = shape[1 + axis], out_shape[1 + axis], []
+    for a in range(min(strides, length)):
+        ahead, first = divmod(a + before, strides)
+        taps, pixels = max(0, -(-(size - first) // strides)), -(-(length - a) // strides)
+        left, right = taps - 1 - ahead, pixels + ahead - out_length
+        both = max(left, right, 0)  # alike on both sides, or XLA pads beforehand; what is too much is cut off later
+        low, high = a - (both - left) * strides, length - 1 - a - (pixels - 1 + both - right) * strides
+        phases.append(_Phase(first, taps, (both, both), (low, high, strides - 1)))
+    return phases
 
 
-def _spread(x: jax.Array, layout: Layout, nobodys: float | None = None) -> jax.Array:
-    """[B, H, W, C] -> [L, H, W, V C]; what is nobody's is some row's, or the value ``nobodys``."""
-    fill, clip = lax.GatherScatterMode.FILL_OR_DROP, lax.GatherScatterMode.CLIP
-    dimensions = lax.GatherDimensionNumbers(offset_dims=(1, 2, 4), collapsed_slice_dims=(0,), start_index_map=(0,))
-    mode = clip if nobodys is None else fill
-    tiles = lax.gather(x, layout.rows[..., None], dimensions, (1, *x.shape[1:]), mode=mode, fill_value=nobodys)
-    return tiles.reshape(*tiles.shape[:3], -1)
+def _convolve(x: jax.Array, kernel: jax.Array, tiles: Tiles, strides: int, padding) -> jax.Array:
+    """[L, H, W, V, C] with [N, kh, kw, C, O] -> [L, OH, OW, V, O], each tile with its unit's."""
+    own = jnp.transpose(kernel, (0, 4, 1, 2, 3))[tiles.unit]
+    own = jnp.transpose(own, (2, 3, 4, 0, 1)).reshape(*kernel.shape[1:4], -1)
+    y = _grouped(side_by_side(x), own, strides, padding, x.shape[3])
+    return y.reshape(*y.shape[:3], x.shape[3], -1)
 
 
-def _collect(tiles: jax.Array, layout: Layout) -> jax.Array:
-    """[L, H, W, V C] -> [B, H, W, C]."""
-    tiles = tiles.reshape(*tiles.shape[:3], len(layout.unit), -1)
-    dimensions = lax.GatherDimensionNumbers(offset_dims=(1, 2, 3), collapsed_slice_dims=(0, 3), start_index_map=(0, 3))
-    sizes = (1, *tiles.shape[1:3], 1, tiles.shape[4])
-    return lax.gather(tiles, layout.home, dimensions, sizes, mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
-
-
-def _of_tiles(kernel: jax.Array, layout: Layout) -> jax.Array:
-    """[N, kh, kw, C, O] -> [kh, kw, C, V O]."""
-    own = jnp.moveaxis(kernel[layout.unit], 0, 3)
-    return own.reshape(*own.shape[:3], -1)
-
-
-def _convolve(tiles: jax.Array, kernel: jax.Array, window: Window, layout: Layout) -> jax.Array:
+def _grouped(x: jax.Array, kernel: jax.Array, strides: int, padding, groups: int) -> jax.Array:
     """[L, H, W, V C] with [kh, kw, C, V O] -> [L, OH, OW, V O]."""
-    strides = (window.strides, window.strides)
-    groups = len(layout.unit)
     return lax.conv_general_dilated(
-        tiles, kernel, strides, window.padding, dimension_numbers=_LAYOUT, feature_group_count=groups
+        x, kernel, (strides, strides), padding, dimension_numbers=_LAYOUT, feature_group_count=groups
     )

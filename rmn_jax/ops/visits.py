@@ -1,58 +1,16 @@
 """Backend "visits": one loop over a static number of tile visits, each with a unit looked up in a table.
 
-A group of n rows takes ceil(n / b) tiles of b, so N groups of B rows together never take more than
-floor((B + N (b - 1)) / b) visits. That bound is static: the loop's trip count is known when it is compiled, and an
-accelerator never waits for the host to read a load. Visits past the last tile change nothing.
+The bound on the visits of any load (``rmn_jax.dispatch.bound``) is static: the loop's trip count is known when it is
+compiled, and an accelerator never waits for the host to read a load. Visits past the last tile change nothing.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import RoutePlan
+from rmn_jax.dispatch import RoutePlan, Visits, schedule, tile_length
 from rmn_jax.ops import window as single
 from rmn_jax.ops.window import Window
-
-_LONGEST = 32
-
-
-class Visits(NamedTuple):
-    """For each visit: its ``unit``, the first row ``low`` and the row after the last, ``high``; [V] int32 each."""
-
-    unit: jax.Array
-    low: jax.Array
-    high: jax.Array
-
-
-def tile_length(batch: int, num_units: int) -> int:
-    """Inputs to a tile: the largest power of two, up to 32, that adds at most a quarter to the rows computed.
-
-    What ``bound`` allows beyond the batch is N (b - 1) rows, so the tile shrinks with what a device is given.
-    """
-    length = _LONGEST
-    while length > 1 and 4 * num_units * (length - 1) > batch:
-        length //= 2
-    return length
-
-
-def bound(batch: int, num_units: int, length: int) -> int:
-    """The most visits that any load of ``batch`` rows over ``num_units`` can take."""
-    return (batch + num_units * (length - 1)) // length
-
-
-def schedule(plan: RoutePlan, batch: int, length: int) -> Visits:
-    """The tiles of all groups in order; unused visits have ``low == high``."""
-    tiles = -(-plan.sizes // length)
-    ends = jnp.cumsum(tiles)
-    visit = jnp.arange(bound(batch, plan.num_units, length), dtype=jnp.int32)
-    unit = jnp.searchsorted(ends, visit, side="right", method="compare_all")
-    unit = jnp.minimum(unit, plan.num_units - 1).astype(jnp.int32)
-    low = plan.offsets[unit] + (visit - (ends - tiles)[unit]) * length
-    high = jnp.minimum(low + length, plan.offsets[unit] + plan.sizes[unit])
-    used = visit < ends[-1]
-    return Visits(unit, jnp.where(used, low, 0), jnp.where(used, high, 0))
 
 
 def forward(x: jax.Array, kernel: jax.Array, plan: RoutePlan, window: Window) -> jax.Array:

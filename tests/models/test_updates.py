@@ -4,12 +4,15 @@ The blocks are those of the full networks, every kind of block is there, but few
 a CPU up to a minute to compile. The basic block has its updates in ``tests/train/test_step.py``.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from rmn_jax import dispatch
 from rmn_jax.cloning import is_procedural
 from rmn_jax.models import RMN, efficientnet, initialise, resnet, vgg
 from rmn_jax.train.state import Metrics, TrainState
@@ -44,7 +47,7 @@ def first_state(model, images, optimizer):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_update_whatever_the_order_of_the_batch(name):
+def test_one_update_whatever_the_order_and_arrangement_of_the_batch(name, monkeypatch):
     model = RMN(NETWORKS[name], UNITS, attention="conditional", axis_name=AXIS)
     optimizer = optax.sgd(1.0)  # rate 1: the change of a parameter is its gradient
     contrast = jnp.arange(1, BATCH + 1)[:, None, None, None]
@@ -52,15 +55,19 @@ def test_one_update_whatever_the_order_of_the_batch(name):
     index = jnp.arange(BATCH)
     batch = {"image": images, "label": index % 5, "index": index, "mask": index >= 0}
     before = jax.device_get(first_state(model, images, optimizer))
-    step = make_train_step(model, optimizer, lambda keys, x: x, make_mesh(jax.devices()[:2]), alpha=0.9)
+    mesh = make_mesh(jax.devices()[:2])
+    step = make_train_step(model, optimizer, lambda keys, x: x, mesh, alpha=0.9)
 
-    # Rows change places and devices and are sorted otherwise; what each input draws and adds stays the same.
+    # Rows change places and devices and are sorted otherwise, or are laid out in tiles; what each input draws and adds
+    # stays the same.
+    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
+    in_tiles = make_train_step(model.clone(backend="tiles"), optimizer, lambda keys, x: x, mesh, alpha=0.9)
     states = []
-    for order in (index, index[::-1]):
+    for run, order in ((step, index), (step, index[::-1]), (in_tiles, index)):
         rows = {key: array[order] for key, array in batch.items()}
-        states.append(jax.device_get(step(jax.tree.map(jnp.array, before), rows, jax.random.key(2))[0]))
-    one, other = states
-    for part in ("params", "batch_stats", "memory", "metrics"):
+        states.append(jax.device_get(run(jax.tree.map(jnp.array, before), rows, jax.random.key(2))[0]))
+    one = states[0]
+    for other, part in itertools.product(states[1:], ("params", "batch_stats", "memory", "metrics")):
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)  # noqa: E731
         jax.tree.map(close, getattr(one, part), getattr(other, part))
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmn_jax.dispatch import make_plan
+from rmn_jax import dispatch
+from rmn_jax.dispatch import arrange, lay_out, make_plan
 from rmn_jax.ops import depthwise, routed_depthwise
 
 
@@ -65,10 +66,17 @@ UNEVEN, ALL_TO_ONE = [0, 2, 2, 3, 3], [1, 1, 1, 1, 1]
     ("size", "strides", "padding", "height_width", "out", "units"),
     [*((*case, UNEVEN) for case in CASES[:4]), (*CASES[1], ALL_TO_ONE)],
 )
-def test_routed_output_and_gradients(size, strides, padding, height_width, out, units):
+@pytest.mark.parametrize("arrangement", ["sorted", "tiles"])
+def test_routed_output_and_gradients(size, strides, padding, height_width, out, units, arrangement, monkeypatch):
+    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
     plan = make_plan(jnp.asarray(units), 4)
+    plan = lay_out(plan, 1) if arrangement == "tiles" else plan
     x, kernel, dy = draw(5, *height_width, 2), draw(4, size, size, 1, 2), draw(5, *out, 2)
-    layer = lambda x, k: routed_depthwise(x, k, plan, strides=strides, padding=padding)  # noqa: E731
+
+    def layer(x, kernel):
+        y = routed_depthwise(arrange(x, None, plan), kernel, plan, strides=strides, padding=padding)
+        return arrange(y, plan, None)
+
     y, dx, dkernel = run(layer, x, kernel, dy)
     own = np.asarray(kernel)[units, :, :, 0]
     want_y, want_dx, want_rows = oracle(x, own, dy, strides, size // 2)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmn_jax.dispatch import make_plan
+from rmn_jax import dispatch
+from rmn_jax.dispatch import arrange, lay_out, make_plan
 from rmn_jax.layers import RoutedBatchNorm
 from rmn_jax.ops import batch_moments, normalize
 
@@ -88,3 +89,34 @@ def test_evaluation_uses_each_rows_own_running_statistics(rng):
     variables = {**variables, "batch_stats": {"mean": jnp.float32(mean), "var": jnp.float32(variance)}}
     expected = (x - mean[UNIT][:, None, None]) / np.sqrt(variance[UNIT][:, None, None] + 1e-5)
     np.testing.assert_allclose(module.apply(variables, jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_have_the_sub_batches_moments_and_gradients_whatever_is_at_nobodys_places(rng, monkeypatch):
+    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
+    x = jnp.float32(rng.normal(2.0, 3.0, size=(9, 4, 5, 6)))
+    scale, bias = jnp.float32(rng.normal(size=(2, UNITS, 6)))
+    order = rng.permutation(9)
+    plan = make_plan(jnp.array(UNIT[order]), UNITS)
+    tiles = lay_out(plan, 20)
+    noise = jnp.float32(rng.normal(size=arrange(x, None, tiles).shape))
+    nobodys = arrange(jnp.ones_like(x), None, tiles) == 0
+    assert nobodys.any()
+
+    def normalised(x, scale, bias, arrangement):
+        arranged = arrange(x, None, arrangement)
+        if arrangement is tiles:
+            arranged = jnp.where(nobodys, noise, arranged)
+        moments = batch_moments(arranged, arrangement)
+        y = normalize(arranged, moments.mean, moments.variance, scale, bias, arrangement, 1e-5)
+        return arrange(y, arrangement, None), moments
+
+    expected, found = (
+        jax.vjp(lambda *values, a=arrangement: normalised(*values, a)[0], x[order], scale, bias)
+        for arrangement in (plan, tiles)
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    cotangent = jnp.float32(rng.normal(size=x.shape))
+    for value, wanted in zip(found[1](cotangent), expected[1](cotangent), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-4)
+    for value, wanted in zip(*(normalised(x[order], scale, bias, a)[1] for a in (tiles, plan)), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
