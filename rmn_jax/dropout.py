@@ -5,6 +5,7 @@ batch it came in, nor how that batch was sorted or cut over devices, changes it.
 """
 
 import zlib
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _dropped(self, x, (*x.shape[1:3], x.shape[-1]) if x.ndim > 3 else x.shape[1:])
+        return _dropped(self, x, lambda shape: shape)
 
 
 class StochasticDepth(nn.Module):
@@ -39,19 +40,19 @@ class StochasticDepth(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _dropped(self, x, (1, 1, 1))
+        return _dropped(self, x, lambda shape: (1,) * len(shape))
 
 
-def _dropped(module: nn.Module, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """``x`` with one draw for each of the values of ``shape`` and each row, or place where ``x`` is [L, H, W, V, C]."""
+def _dropped(module: nn.Module, x: jax.Array, shape_of: Callable[[tuple[int, ...]], tuple[int, ...]]) -> jax.Array:
+    """``x`` with a draw of ``shape_of(an input's shape)`` for each row, or each place where ``x`` is in tiles."""
     layers, rate = module.layers, module.rate
     if not layers.train or rate == 0.0:
         return x
     if layers.keys is None:
         raise ValueError(f"{'/'.join(module.path)} drops at random: pass keys=[B] (one an input) when train=True")
     place = zlib.crc32("/".join(module.path).encode())
+    in_tiles = layers.keys.ndim == 2  # [L, V], for x [L, H, W, V, C]
+    shape = shape_of((*x.shape[1:3], x.shape[-1]) if in_tiles else x.shape[1:])
     draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, place), 1.0 - rate, shape)  # noqa: E731
-    if layers.keys.ndim == 2:
-        draw = jax.vmap(draw, out_axes=2)
-    kept = jax.vmap(draw)(layers.keys)
+    kept = jax.vmap(jax.vmap(draw, out_axes=2) if in_tiles else draw)(layers.keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -187,7 +187,9 @@ class RMN(nn.Module):
         """How a stage arranges its batch: sorted, or in tiles where the backend has them."""
         plan = make_plan(unit, self.num_units)
         backend = ops.default_backend() if self.backend == "auto" else self.backend
-        return lay_out(plan, pixels) if backend == "tiles" and not self.prepared else plan
+        # The prepared forms, which are for CPU, take sorted rows.
+        sorts = backend != "tiles" or (self.prepared and jax.default_backend() == "cpu")
+        return plan if sorts else lay_out(plan, pixels)
 
     def _condition(self, stage: int, batch: int, assignment, keys) -> jax.Array:
         """The plain network's condition: given, or uniform at random for each input and stage (step 1)."""

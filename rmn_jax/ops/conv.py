@@ -8,8 +8,8 @@ equal terms. Axes: B inputs, N units, H W, C channels in, O channels out (see ``
 Backends, chosen by platform and overridable by name:
 
     loop    nested loops over units and tiles of their rows, dynamic trip counts (CPU)
-    visits  one loop with a static number of tile visits, never waiting for the host (GPU, TPU)
-    tiles   one grouped convolution a pass over tiles, as static, where a whole stage is laid out in them (GPU, TPU)
+    tiles   one grouped convolution a pass over a static number of tiles, in which a whole stage is laid out (GPU)
+    visits  one loop over as many tiles, never waiting for the host (TPU)
 """
 
 import functools
@@ -35,8 +35,8 @@ class _Static(NamedTuple):
 
 
 def default_backend() -> str:
-    """The routed backend for the platform that JAX runs on: "loop" on CPU, "visits" elsewhere."""
-    return "loop" if jax.default_backend() == "cpu" else "visits"
+    """The routed backend for the platform that JAX runs on."""
+    return {"cpu": "loop", "gpu": "tiles"}.get(jax.default_backend(), "visits")
 
 
 def routed_conv(

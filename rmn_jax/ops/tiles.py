@@ -10,7 +10,6 @@ out where rows are counted, never read back, and have no gradient.
 Axes: B inputs, N units, H W, C channels in, O channels out; L inputs to a tile, V tiles (see ``rmn_jax``).
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -36,7 +35,8 @@ def input_gradient(dy, kernel, tiles: Tiles, window: Window, shape: tuple[int, .
     """
     turned, as_is, zero = jnp.swapaxes(kernel, 3, 4), (0, 0, 0), jnp.zeros((), dy.dtype)
     total = jnp.zeros(shape, dy.dtype)
-    for rows, columns in itertools.product(*(_phases(shape, dy.shape, window, axis) for axis in (0, 1))):
+    height, width = (_phases(shape, dy.shape, window, axis) for axis in (0, 1))
+    for rows, columns in [(rows, columns) for rows in height for columns in width]:
         if rows.taps and columns.taps:
             own = turned[:, rows.first :: window.strides, columns.first :: window.strides][:, ::-1, ::-1]
             phase = _convolve(dy, own, tiles, 1, (rows.padding, columns.padding))

@@ -114,7 +114,7 @@ def products_of_update(monkeypatch, routed, backend="auto"):
     return list(bounded(trace_update(routed, 1024, width=8, devices=1, backend=backend).jaxpr.jaxpr))
 
 
-@pytest.mark.parametrize("backend", ["auto", "tiles"])
+@pytest.mark.parametrize("backend", ["auto", "tiles", "visits"])
 def test_a_routed_update_computes_no_more_than_its_tiles(backend, monkeypatch):
     plain, routed = products_of_update(monkeypatch, False), products_of_update(monkeypatch, True, backend)
     # 8 units with 1,024 inputs fill at most 39 tiles of 32: 1.22 of the rows. Norms and distances take little more.
@@ -154,7 +154,7 @@ class DenseInALoop(Dense):
 def test_a_dense_implementation_would_be_seen(monkeypatch, dense):
     plain = products_of_update(monkeypatch, False)
     monkeypatch.setitem(sys.modules[routed_conv.__module__].BACKENDS, "visits", dense)
-    routed = products_of_update(monkeypatch, True)
+    routed = products_of_update(monkeypatch, True, "visits")
     # All but the stem and the head are N times as much.
     assert sum(routed) > 0.7 * UNITS * sum(plain)
     assert max(routed) > 0.9 * UNITS * max(plain)
