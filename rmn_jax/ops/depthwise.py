@@ -2,9 +2,11 @@
 
     y[b, h, w, c] = sum over taps (i, j) of x[b, s h + i - p, s w + j - p, c] k[b, i, j, c]
 
-A tap multiplies each channel by one number, so a row's own kernel costs no more than a shared one: routed and
-plain are the same function, the plain one with a kernel of one row. XLA:CPU is many times slower at its
-grouped convolution than at these products (``docs/backbones.md`` has figures).
+A tap multiplies each channel by one number, so a row's own kernel costs no more than a shared one: for sorted rows
+routed and plain are the same function, the plain one with a kernel of one row. XLA:CPU is many times slower at its
+grouped convolution than at these products (``docs/backbones.md`` has figures). On other platforms the plain layer is
+that grouped convolution, which reads its input once, where the products' gradient reads it once for every second tap;
+and so is the routed layer of a stage in tiles, which is a plain one of more channels.
 
 Axes: B inputs, N units, H W, C channels (see ``rmn_jax``).
 """
@@ -37,7 +39,17 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
     """
     if kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
         raise ValueError(f"kernel {kernel.shape} does not fit x {x.shape}; want [kh, kw, 1, C]")
-    return _taps(Window.make(kernel.shape[0], kernel.shape[1], strides, padding), x, kernel[None, :, :, 0])
+    window = Window.make(kernel.shape[0], kernel.shape[1], strides, padding)
+    if jax.default_backend() == "cpu":
+        return _taps(window, x, kernel[None, :, :, 0])
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        window.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def routed_depthwise(
@@ -63,13 +75,13 @@ def routed_depthwise(
         raise ValueError(
             f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, 1, C]"
         )
-    window = Window.make(kernel.shape[1], kernel.shape[2], strides, padding)
     rows = rows_of_units(kernel.reshape(plan.num_units, -1), plan)
     rows = rows.reshape(-1, *kernel.shape[1:3], channels)
     if not isinstance(plan, Tiles):
-        return _taps(window, x, rows)
+        return _taps(Window.make(kernel.shape[1], kernel.shape[2], strides, padding), x, rows)
     # Tiles side by side are one plain layer of V C channels.
-    y = _taps(window, side_by_side(x), jnp.moveaxis(rows, 0, 2).reshape(1, *kernel.shape[1:3], -1))
+    wide = jnp.moveaxis(rows, 0, 2).reshape(*kernel.shape[1:3], 1, -1)
+    y = depthwise(side_by_side(x), wide, strides=strides, padding=padding)
     return y.reshape(*y.shape[:3], *x.shape[3:])
 
 

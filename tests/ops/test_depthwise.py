@@ -95,12 +95,28 @@ def test_agrees_with_the_grouped_convolution_of_the_library():
     np.testing.assert_allclose(jax.jit(lambda x, k: depthwise(x, k, strides=2))(x, kernel), want, atol=1e-5)
 
 
-def test_form_of_other_platforms_gives_the_same_kernel_gradient(monkeypatch):
-    x, kernel, dy = draw(3, 6, 6, 2), draw(3, 3, 1, 2), draw(3, 3, 3, 2)
-    gradient = lambda: run(lambda x, k: depthwise(x, k, strides=2), x, kernel, dy)[2]  # noqa: E731
-    here = gradient()
+def routed(plan):
+    def layer(x, kernel):
+        y = routed_depthwise(arrange(x, None, plan), kernel, plan, strides=2)
+        return arrange(y, plan, None)
+
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["plain", "sorted", "tiles"])
+def test_forms_of_other_platforms_give_the_same(kind, monkeypatch):
+    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
+    plan = make_plan(jnp.array([1, 0, 1]), 2)
+    layer = {
+        "plain": lambda x, kernel: depthwise(x, kernel[0], strides=2),
+        "sorted": routed(plan),
+        "tiles": routed(lay_out(plan, 1)),
+    }[kind]
+    x, kernel, dy = draw(3, 6, 7, 2), draw(2, 3, 3, 1, 2), draw(3, 3, 4, 2)
+    here = run(layer, x, kernel, dy)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    np.testing.assert_allclose(gradient(), here, atol=1e-5)
+    for found, wanted in zip(run(layer, x, kernel, dy), here, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_bfloat16_sums_in_float32():
