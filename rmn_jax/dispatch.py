@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The most inputs to a tile, where their number is fixed.
+# The most inputs to a tile of a fixed length.
 _LONGEST = 32
 # What a place left empty costs against what a tile's own kernel does, in pixels of a feature map.
 _KERNEL_COST = 2048
@@ -65,8 +65,8 @@ def invert(order: jax.Array) -> jax.Array:
     return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0], dtype=order.dtype), unique_indices=True)
 
 
-class Visits(NamedTuple):
-    """The tiles of a sorted batch: each one's ``unit``, first row ``low`` and last row plus one ``high``; [V] int32."""
+class TileTable(NamedTuple):
+    """The tiles that a sorted batch is cut into: ``unit``, first row ``low``, last row plus one ``high``; [V] int32."""
 
     unit: jax.Array
     low: jax.Array
@@ -92,7 +92,7 @@ def bound(batch: int, num_units: int, length: int) -> int:
     return (batch + num_units * (length - 1)) // length
 
 
-def schedule(plan: RoutePlan, batch: int, length: int) -> Visits:
+def tile_table(plan: RoutePlan, batch: int, length: int) -> TileTable:
     """The tiles of all groups in order; those that a load leaves unused have ``low == high``."""
     tiles = -(-plan.sizes // length)
     ends = jnp.cumsum(tiles)
@@ -102,7 +102,7 @@ def schedule(plan: RoutePlan, batch: int, length: int) -> Visits:
     low = plan.offsets[unit] + (visit - (ends - tiles)[unit]) * length
     high = jnp.minimum(low + length, plan.offsets[unit] + plan.sizes[unit])
     used = visit < ends[-1]
-    return Visits(unit, jnp.where(used, low, 0), jnp.where(used, high, 0))
+    return TileTable(unit, jnp.where(used, low, 0), jnp.where(used, high, 0))
 
 
 class Tiles(NamedTuple):
@@ -135,7 +135,7 @@ def lay_out(plan: RoutePlan, pixels: int) -> Tiles:
     """The tiles of a batch that ``plan`` sorts, for a stage whose input maps have so many ``pixels``."""
     batch = plan.unit.shape[0]
     length = places_to_a_tile(batch, plan.num_units, pixels)
-    tiles = schedule(plan, batch, length)
+    tiles = tile_table(plan, batch, length)
     sorted_row = tiles.low + jnp.arange(length, dtype=jnp.int32)[:, None]
     rows = jnp.where(sorted_row < tiles.high, plan.order.at[sorted_row].get(mode="clip"), batch)
     used = -(-plan.sizes // length)
@@ -166,9 +166,14 @@ def arrange(x: jax.Array, source: Arrangement, target: Arrangement) -> jax.Array
     Args:
       x: as ``source`` has it, [B, H, W, C] or [L, H, W, V, C].
       source: how x is arranged.
-      target: how the result is, of the same batch. A network has plans or tiles, not both.
+      target: how the result is, of the same batch.
+
+    Raises:
+      ValueError: from a plan to tiles or back; a network has one or the other.
     """
     if isinstance(source, Tiles) or isinstance(target, Tiles):
+        if isinstance(source, RoutePlan) or isinstance(target, RoutePlan):
+            raise ValueError("a sorted batch is not laid out, nor tiles sorted: arrange it in the batch's order first")
         return _move(x, source, target)
     if source is None:
         return x if target is None else permute(x, target.order, target.inverse)
@@ -177,8 +182,8 @@ def arrange(x: jax.Array, source: Arrangement, target: Arrangement) -> jax.Array
     return permute(x, _at(source.inverse, target.order), _at(target.inverse, source.order))
 
 
-def side_by_side(x: jax.Array) -> jax.Array:
-    """Tiles as more channels, [L, H, W, V, C] -> [L, H, W, V C]; [B, H, W, C] stays as it is."""
+def merge_tiles(x: jax.Array) -> jax.Array:
+    """Tiles side by side as more channels, [L, H, W, V, C] -> [L, H, W, V C]; [B, H, W, C] stays as it is."""
     return x.reshape(*x.shape[:3], -1)
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from rmn_jax import ops
-from rmn_jax.dispatch import RoutePlan, Tiles, side_by_side
-from rmn_jax.ops.norm import beside_rows
+from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
+from rmn_jax.ops.norm import broadcast_to_rows
 from rmn_jax.routing import global_average_pool
 
 # What a prepared norm holds in place of its parameters and statistics: [2, C], or [2, N, C] when routed.
@@ -89,8 +89,8 @@ class RoutedConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
             if self.plan is not None:
-                bias = beside_rows(bias, self.plan)
-            y = (side_by_side(y) + bias.astype(self.dtype)).reshape(y.shape)
+                bias = broadcast_to_rows(bias, self.plan)
+            y = (merge_tiles(y) + bias.astype(self.dtype)).reshape(y.shape)
         return y
 
 

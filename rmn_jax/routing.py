@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Mean over height and width, in float32: [B, H, W, C] -> [B, C]; other axes behind them stay as well."""
+    """Mean over height and width, in float32: [B, H, W, C] -> [B, C], [L, H, W, V, C] -> [L, V, C]."""
     if jax.default_backend() != "cpu":
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     # XLA:CPU adds up an input's pixels on one core, a channel at a time; a product with ones is five times faster.

@@ -57,7 +57,7 @@ def test_tiles_hold_each_row_once_among_its_own_units(assignment, length, monkey
 def test_the_bound_on_tiles_is_reached():
     # One row more than a multiple of the length in every unit: nothing can take more tiles.
     assignment = [0] * 5 + [1] * 5 + [2] * 5 + [3]
-    tiles = dispatch.schedule(make_plan(jnp.array(assignment), 4), 16, 4)
+    tiles = dispatch.tile_table(make_plan(jnp.array(assignment), 4), 16, 4)
     assert (tiles.high > tiles.low).all() and len(tiles.unit) == 7
 
 
@@ -86,6 +86,14 @@ def test_arranging_moves_every_row_and_its_gradient_back(kind, rng, monkeypatch)
         moved, pull = jax.vjp(lambda values, s=source, t=target: arrange(values, s, t), marked)
         np.testing.assert_array_equal(moved, there)
         np.testing.assert_array_equal(pull(noise)[0], arrange(arrange(noise, target, None), None, source))
+
+
+def test_plans_and_tiles_do_not_mix(monkeypatch):
+    tiles = tiles_of(LOADS["random"], 2, monkeypatch)
+    plan = make_plan(jnp.array(LOADS["random"]), 4)
+    for source, target in ((plan, tiles), (tiles, plan)):
+        with pytest.raises(ValueError, match="in the batch's order first"):
+            arrange(jnp.zeros((9, 1, 1, 1)), source, target)
 
 
 def test_a_value_for_each_row_goes_where_the_row_goes(rng, monkeypatch):

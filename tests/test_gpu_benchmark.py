@@ -181,3 +181,5 @@ ENTRY %main.1 (a: bf16[2,3], b: pred[5]) -> (f32[2], s32[]) {
 }
 """
     assert bytes_moved(hlo) == (2 * 3 * 2 + 5 + 2 * 4 + 4) + (8 + 8)
+    with pytest.raises(ValueError, match="in programs of one piece"):
+        bytes_moved(HLO)

@@ -80,6 +80,24 @@ def test_half_precision_is_that_of_the_network():
     np.testing.assert_allclose(compiled(images).logits, expected, rtol=0.03, atol=0.03)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_tiles_too(platform, monkeypatch):
+    # On a GPU a prepared stage is laid out as in training; here that path runs on the CPU.
+    model = RMN(BACKBONES["basic"], num_units=3, attention="conditional", backend="tiles")
+    images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+    variables = initialise(model, jax.random.key(0), images)
+    pooled = jax.jit(model.apply)(variables, images).pooled
+    variables["memory"] = {f"memory{i + 1}": features[:3] for i, features in enumerate(pooled)}
+    expected = jax.jit(model.clone(backend="loop").apply)(variables, images)
+    assert len(np.unique(expected.assignment[0])) > 1
+    in_tiles = jax.jit(model.apply)(variables, images)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    prepared = model.clone(prepared=True).apply(variables, images, mutable=["prepared"])[0]
+    for found in (in_tiles, prepared):
+        np.testing.assert_array_equal(found.assignment, expected.assignment)
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_plain_networks_too():
     model = RMN(create_backbone("resnet8", 10, 8), routed=False, attention="se")
     images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))

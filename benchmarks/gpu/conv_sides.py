@@ -78,11 +78,11 @@ def build(
     for backend in sorted({side for side, load in wanted if load}):
         own = [load for load in plans if (backend, load) in wanted]
         routed = functools.partial(_routed_conv, layer, backend)
-        # In a network a stage's rows are arranged once, for all its layers: that is no part of a layer's time.
-        arranged = {load: _arranged(backend, x, dy, plans[load]) for load in own}
         try:
-            first_x, first_dy, first_plan = arranged[own[0]]
-            side = _compiled(which, routed, first_x, kernels, first_dy, first_plan)
+            # In a network a stage's rows are arranged once, for all its layers: that is no part of a layer's time.
+            arranged = {load: _arranged(layer, backend, x, dy, plans[load]) for load in own}
+            its_x, its_dy, its_plan = arranged[own[0]]
+            side = _compiled(which, routed, its_x, kernels, its_dy, its_plan)
             differences = [
                 difference_from_plain(side.call, plain.call, x, kernels, dy, plans[load], *arranged[load])
                 for load in own
@@ -94,17 +94,17 @@ def build(
             continue
         for load, difference in zip(own, differences, strict=True):
             notes = {"difference": float(f"{difference:.2g}"), "right": bool(difference < WRONG)}
-            own_x, own_dy, own_plan = arranged[load]
-            call = functools.partial(side.call, own_x, kernels, own_dy, own_plan)
+            its_x, its_dy, its_plan = arranged[load]
+            call = functools.partial(side.call, its_x, kernels, its_dy, its_plan)
             sides.ready[backend, load] = Side(call, {**_cost(side), **notes})
     return sides
 
 
-def _arranged(backend: str, x, dy, plan: RoutePlan) -> tuple[jax.Array, jax.Array, RoutePlan | Tiles]:
-    """Rows and cotangent as the backend has them within a stage; the rows are sorted as they are."""
+def _arranged(layer: Layer, backend: str, x, dy, plan: RoutePlan) -> tuple[jax.Array, jax.Array, RoutePlan | Tiles]:
+    """Rows and cotangent as the backend has them within the layer's stage; the rows are sorted as they are."""
     if backend != "tiles":
         return x, dy, plan
-    tiles = lay_out(plan, x.shape[1] * x.shape[2])
+    tiles = lay_out(plan, (layer.stage_size or layer.size) ** 2)
     move = jax.jit(arrange)
     return move(x, None, tiles), move(dy, None, tiles), tiles
 
@@ -149,15 +149,15 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
 
 
 def difference_from_plain(
-    routed: Callable, plain: Callable, x, kernels, dy, plan: RoutePlan, own_x, own_dy, own_plan: RoutePlan | Tiles
+    routed: Callable, plain: Callable, x, kernels, dy, plan: RoutePlan, its_x, its_dy, its_plan: RoutePlan | Tiles
 ) -> float:
     """The largest relative distance, over a pass's results, from the plain pass of each unit's rows alone.
 
     Where a result is not a number, it is not a number. The last three are what ``routed`` takes, from ``_arranged``.
     """
-    found = jax.tree.leaves(routed(own_x, kernels, own_dy, own_plan))
-    if isinstance(own_plan, Tiles):
-        found = [leaf if leaf.shape == kernels.shape else arrange(leaf, own_plan, None) for leaf in found]
+    found = jax.tree.leaves(routed(its_x, kernels, its_dy, its_plan))
+    if isinstance(its_plan, Tiles):
+        found = [arrange(leaf, its_plan, None) if len(leaf) == len(its_plan.rows) else leaf for leaf in found]
     one = kernels.shape[1:]
     expected = [jnp.zeros(leaf.shape, jnp.float32) for leaf in found]
     for unit in range(plan.num_units):

@@ -31,7 +31,7 @@ _GPU = pathlib.Path(__file__).with_name("h100.txtpb")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?\{\n(.*?)^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
 _VALUE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
-_ARRAY = re.compile(r"([a-z]+)(\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"[a-z]+(\d*)\[([\d,]*)\]")
 # What the runtime does without a kernel.
 _NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id"}
 
@@ -145,19 +145,25 @@ def count_launches(hlo: str) -> collections.Counter[str]:
 
 
 def bytes_moved(hlo: str) -> int:
-    """What the kernels of an optimised module without loops read and write: each operand and result, whole, once."""
+    """What the kernels of an optimised module read and write: each operand and result, scratch memory too, whole, once.
+
+    Raises:
+      ValueError: a loop, a call or a branch in it.
+    """
     entry = next(body for first, _, body in _COMPUTATION.findall(hlo) if first)
     sizes, total = {}, 0
     for line in entry.splitlines():
         value = _VALUE.match(line)
         if value:
             name, type_, operation, operands = value.groups()
-            sizes[name] = sum(_bytes(*array) for array in _ARRAY.findall(type_))
+            sizes[name] = sum(_bytes(bits, shape) for bits, shape in _ARRAY.findall(type_))
+            if operation in ("call", "while", "conditional"):
+                raise ValueError(f"bytes are counted in programs of one piece: {line.strip()[:120]}")
             if operation not in _NO_KERNEL:
                 total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
     return total
 
 
-def _bytes(_kind: str, bits: str, shape: str) -> int:
-    """Of an array as HLO writes its type: "bf", "16", "8,64,64,3"."""
+def _bytes(bits: str, shape: str) -> int:
+    """Of an array as HLO writes its type: "16" of bf16, and "8,64,64,3"; pred has no bits, and takes a byte."""
     return max(1, int(bits or 8) // 8) * math.prod(int(length) for length in shape.split(",") if length)

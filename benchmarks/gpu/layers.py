@@ -23,7 +23,8 @@ PASSES = ("fwd", "dgrad", "wgrad")  # output, input gradient, kernel gradient
 class Layer(NamedTuple):
     """A layer on a map of ``size`` squared: C ``channels`` to O ``features``, ``kernel`` squared, by ``strides``.
 
-    ``routed``: has a kernel for each unit. ``depthwise``: C groups. A linear layer is a 1x1 convolution on one pixel.
+    ``routed``: has a kernel for each unit. ``depthwise``: C groups. ``stage_size``: the side of its stage's input, by
+    which tiles are laid out; 0 is its own. A linear layer is a 1x1 convolution on one pixel.
     """
 
     size: int
@@ -33,6 +34,7 @@ class Layer(NamedTuple):
     strides: int
     routed: bool
     depthwise: bool = False
+    stage_size: int = 0
 
     @property
     def name(self) -> str:
@@ -56,11 +58,14 @@ class Layer(NamedTuple):
 def layers_of(backbone: Backbone, image_size: int) -> Counter[Layer]:
     """Every distinct layer of a network, in the order of the first, and how often it is there."""
     found: Counter[Layer] = Counter()
+    sizes: dict[str, int] = {}  # of a part's input, by its name
 
     def note(next_call, args, kwargs, context):
         module = context.module
         if context.method_name == "__call__" and isinstance(module, RoutedConv | RoutedDepthwise | nn.Dense):
-            found[_layer(module, args[0].shape)] += 1
+            shape = args[0].shape
+            stage_size = sizes.setdefault(module.path[0], 1 if isinstance(module, nn.Dense) else shape[1])
+            found[_layer(module, shape, stage_size)] += 1
         return next_call(*args, **kwargs)
 
     def initialise():
@@ -72,14 +77,14 @@ def layers_of(backbone: Backbone, image_size: int) -> Counter[Layer]:
     return found
 
 
-def _layer(module: nn.Module, shape: tuple[int, ...]) -> Layer:
+def _layer(module: nn.Module, shape: tuple[int, ...], stage_size: int) -> Layer:
     routed = module.path[0].startswith("stage")
     if isinstance(module, nn.Dense):
-        return Layer(1, shape[-1], module.features, 1, 1, routed)
+        return Layer(1, shape[-1], module.features, 1, 1, routed, stage_size=stage_size)
     assert module.padding is None and shape[1] == shape[2], (module.path, shape)
     depthwise = isinstance(module, RoutedDepthwise)
     features = shape[-1] if depthwise else module.features
-    return Layer(shape[1], shape[-1], features, module.kernel_size[0], module.strides, routed, depthwise)
+    return Layer(shape[1], shape[-1], features, module.kernel_size[0], module.strides, routed, depthwise, stage_size)
 
 
 class Work(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmn_jax.dispatch import side_by_side
+from rmn_jax.dispatch import merge_tiles
 from rmn_jax.dropout import Dropout
 from rmn_jax.errors import UserError
 from rmn_jax.layers import Layers
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 def _halved(x: jax.Array) -> jax.Array:
     """2x2 max-pool of stride 2 over height and width, whatever axes follow."""
-    pooled = nn.max_pool(side_by_side(x), (2, 2), strides=(2, 2))
+    pooled = nn.max_pool(merge_tiles(x), (2, 2), strides=(2, 2))
     return pooled.reshape(*pooled.shape[:3], *x.shape[3:])
 
 

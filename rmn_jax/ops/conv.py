@@ -68,7 +68,8 @@ def routed_conv(
     backend = default_backend() if backend == "auto" else backend
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; one of {sorted(BACKENDS)}")
-    if kernel.ndim != 5 or kernel.shape[3] != x.shape[-1] or kernel.shape[0] != plan.num_units:
+    arranged = x.ndim == (5 if isinstance(plan, Tiles) else 4)
+    if not arranged or kernel.ndim != 5 or kernel.shape[3] != x.shape[-1] or kernel.shape[0] != plan.num_units:
         raise ValueError(
             f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, C, O]"
         )

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import RoutePlan, Tiles, side_by_side
-from rmn_jax.ops.norm import rows_of_units
+from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
+from rmn_jax.ops.norm import of_own_unit
 from rmn_jax.ops.window import Window
 
 
@@ -70,18 +70,18 @@ def routed_depthwise(
     Raises:
       ValueError: shapes that do not fit.
     """
-    channels = x.shape[-1]
-    if kernel.ndim != 5 or kernel.shape[3:] != (1, channels) or kernel.shape[0] != plan.num_units:
+    channels, arranged = x.shape[-1], x.ndim == (5 if isinstance(plan, Tiles) else 4)
+    if not arranged or kernel.ndim != 5 or kernel.shape[3:] != (1, channels) or kernel.shape[0] != plan.num_units:
         raise ValueError(
             f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, 1, C]"
         )
-    rows = rows_of_units(kernel.reshape(plan.num_units, -1), plan)
+    rows = of_own_unit(kernel.reshape(plan.num_units, -1), plan)
     rows = rows.reshape(-1, *kernel.shape[1:3], channels)
     if not isinstance(plan, Tiles):
         return _taps(Window.make(kernel.shape[1], kernel.shape[2], strides, padding), x, rows)
     # Tiles side by side are one plain layer of V C channels.
     wide = jnp.moveaxis(rows, 0, 2).reshape(*kernel.shape[1:3], 1, -1)
-    y = depthwise(side_by_side(x), wide, strides=strides, padding=padding)
+    y = depthwise(merge_tiles(x), wide, strides=strides, padding=padding)
     return y.reshape(*y.shape[:3], *x.shape[3:])
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.dispatch import RoutePlan, Tiles, side_by_side
+from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
 
 
 class Moments(NamedTuple):
@@ -39,7 +39,7 @@ def batch_moments(x: jax.Array, plan: RoutePlan | Tiles | None, axis_name: str |
         count = jnp.full((1,), x.shape[0] * positions, jnp.float32)
         sums = jnp.concatenate([jnp.sum(x, (0, 1, 2)), jnp.sum(x * x, (0, 1, 2)), count])
     else:
-        wide = side_by_side(x)  # XLA fuses more with it
+        wide = merge_tiles(x)  # XLA fuses more with it
         each = [jnp.sum(values, (1, 2)).reshape(-1, *x.shape[3:]) for values in (wide, wide * wide)]
         rows = jnp.concatenate(each, axis=-1)
         if isinstance(plan, Tiles):
@@ -83,18 +83,23 @@ def affine(mean, variance, scale, bias, epsilon: float) -> tuple[jax.Array, jax.
 def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, plan: RoutePlan | Tiles | None) -> jax.Array:
     """``x * factor + shift`` with each row's own unit's vectors, [N, C] with a plan, [C] without; in x's dtype."""
     if plan is not None:
-        factor, shift = beside_rows(factor, plan), beside_rows(shift, plan)
-    return (side_by_side(x).astype(jnp.float32) * factor + shift).astype(x.dtype).reshape(x.shape)
+        factor, shift = broadcast_to_rows(factor, plan), broadcast_to_rows(shift, plan)
+    return (merge_tiles(x).astype(jnp.float32) * factor + shift).astype(x.dtype).reshape(x.shape)
 
 
-def beside_rows(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
-    """``rows_of_units`` in a shape that goes with the rows: [N, C] -> [B, 1, 1, C], or [V C] for tiles side by side."""
-    own = rows_of_units(values, plan)
-    return own.reshape(-1) if isinstance(plan, Tiles) else own[:, None, None, :]
+def broadcast_to_rows(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
+    """Each row's own unit's vector, as it goes with the rows: [N, C] -> [B, 1, 1, C], or [L, 1, 1, V C] for tiles.
+
+    Zeros at places that are nobody's: a unit without inputs would magnify what is there norm by norm, past all numbers.
+    """
+    own = of_own_unit(values, plan)
+    if isinstance(plan, Tiles):
+        own = jnp.where(plan.owned[..., None], own, 0.0).reshape(len(plan.rows), -1)
+    return own[:, None, None, :]
 
 
-def rows_of_units(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
-    """Each row's own unit's vector: [N, C] -> [B, C], or each tile's: [N, C] -> [V, C].
+def of_own_unit(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
+    """Each sorted row's, or each tile's, own unit's vector: [N, C] -> [B, C] or [V, C].
 
     A product with the one-hot membership, not a gather: its gradient is then a product as well, where the
     gather's would be a scatter-add, slow and on some devices not reproducible.

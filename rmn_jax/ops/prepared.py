@@ -34,16 +34,16 @@ def choose_form(shape: tuple[int, ...], window: Window, dtype=jnp.float32) -> st
     """The fastest form we know on the current platform.
 
     Args:
-      shape: of the input, [B, H, W, C].
+      shape: of the input, [B, H, W, C]; off the CPU also [L, H, W, V, C].
       window: the convolution's.
       dtype: of input and kernel; only float32 has other forms than "direct".
 
     Returns:
       One of ``FORMS``.
     """
-    batch, height, width, channels = shape
     if jax.default_backend() != "cpu" or dtype != jnp.float32:
         return "direct"
+    batch, height, width, channels = shape
     square = (window.height, window.width, window.padding) == (3, 3, ((1, 1), (1, 1)))
     pixels = -(-height // window.strides) * -(-width // window.strides)
     if batch == 1 and (window.height == window.width == 1 or (square and pixels <= _FEW_PIXELS.get(window.strides, 0))):

@@ -4,8 +4,9 @@ A batch is laid out once a stage, [L, H, W, V, C] (``rmn_jax.dispatch.Tiles``), 
 as [L, H, W, V C] the layers are the plain ones over more channels: a convolution has the tiles as its groups, a norm or
 a depthwise convolution a vector for each of V C channels, and what belongs to a unit is summed over its tiles.
 
-Places that are nobody's hold zeros at first and then whatever the layers make of them, always numbers; they are left
-out where rows are counted, never read back, and have no gradient.
+Places that are nobody's hold zeros, which layers leave or a norm brings back to zeros (``broadcast_to_rows``); they are
+left out where rows are counted, never read back, and have no gradient. What is not a number in one unit's gradient
+becomes so in all.
 
 Axes: B inputs, N units, H W, C channels in, O channels out; L inputs to a tile, V tiles (see ``rmn_jax``).
 """
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import Tiles, side_by_side
+from rmn_jax.dispatch import Tiles, merge_tiles
 from rmn_jax.ops.window import Window
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -48,17 +49,15 @@ def kernel_gradient(x, dy, tiles: Tiles, window: Window, shape: tuple[int, ...])
     """[L, H, W, V, C] and [L, OH, OW, V, O] -> [N, kh, kw, C, O] of ``shape``, float32."""
     number, (num_units, height, width, channels, features) = x.shape[3], shape
     kernels = jax.ShapeDtypeStruct((height, width, channels, number * features), x.dtype)
-    convolve = lambda kernels: _grouped(side_by_side(x), kernels, window.strides, window.padding, number)  # noqa: E731
-    of_tiles = jax.linear_transpose(convolve, kernels)(side_by_side(dy))[0]
+    convolve = lambda kernels: _grouped(merge_tiles(x), kernels, window.strides, window.padding, number)  # noqa: E731
+    of_tiles = jax.linear_transpose(convolve, kernels)(merge_tiles(dy))[0]
     # By tile and output channel, as cuDNN holds kernels: a tile's is one piece of memory.
     of_tiles = jnp.transpose(of_tiles.reshape(height, width, channels, number, features), (3, 4, 0, 1, 2))
-    of_unit = jax.nn.one_hot(tiles.unit, num_units, dtype=x.dtype)
+    if jax.default_backend() == "cpu":  # which has no product of bfloat16 summed in float32
+        of_tiles = of_tiles.astype(jnp.float32)
+    of_unit = jax.nn.one_hot(tiles.unit, num_units, dtype=of_tiles.dtype)
     sums = jnp.einsum(
-        "vn,vohwc->nohwc",
-        of_unit,
-        of_tiles,
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
+        "vn,vohwc->nohwc", of_unit, of_tiles, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
     return jnp.transpose(sums, (0, 2, 3, 4, 1))
 
@@ -97,7 +96,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, tiles: Tiles, strides: int, paddi
     """[L, H, W, V, C] with [N, kh, kw, C, O] -> [L, OH, OW, V, O], each tile with its unit's."""
     own = jnp.transpose(kernel, (0, 4, 1, 2, 3))[tiles.unit]
     own = jnp.transpose(own, (2, 3, 4, 0, 1)).reshape(*kernel.shape[1:4], -1)
-    y = _grouped(side_by_side(x), own, strides, padding, x.shape[3])
+    y = _grouped(merge_tiles(x), own, strides, padding, x.shape[3])
     return y.reshape(*y.shape[:3], x.shape[3], -1)
 
 

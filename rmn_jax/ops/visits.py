@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import RoutePlan, Visits, schedule, tile_length
+from rmn_jax.dispatch import RoutePlan, TileTable, tile_length, tile_table
 from rmn_jax.ops import window as single
 from rmn_jax.ops.window import Window
 
@@ -37,7 +37,7 @@ def kernel_gradient(x, dy, plan: RoutePlan, window: Window, shape: tuple[int, ..
         total = total + single.kernel_gradient(tile_x, tile_dy, window).astype(jnp.float32)
         return lax.dynamic_update_index_in_dim(result, total, tile.unit, 0), None
 
-    return lax.scan(visit, jnp.zeros(shape, jnp.float32), schedule(plan, batch, length))[0]
+    return lax.scan(visit, jnp.zeros(shape, jnp.float32), tile_table(plan, batch, length))[0]
 
 
 def _map_visits(x, kernel, plan: RoutePlan, function) -> jax.Array:
@@ -52,10 +52,10 @@ def _map_visits(x, kernel, plan: RoutePlan, function) -> jax.Array:
         kept = lax.dynamic_slice_in_dim(out, start, length)
         return lax.dynamic_update_slice_in_dim(out, jnp.where(own, value, kept), start, 0), None
 
-    return lax.scan(visit, jnp.zeros(result.shape, result.dtype), schedule(plan, batch, length))[0]
+    return lax.scan(visit, jnp.zeros(result.shape, result.dtype), tile_table(plan, batch, length))[0]
 
 
-def _rows(tile: Visits, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
+def _rows(tile: TileTable, batch: int, length: int) -> tuple[jax.Array, jax.Array]:
     """Where to slice for a visit, and which of the sliced rows are its own ([length, 1, 1, 1] bool)."""
     start = jnp.minimum(tile.low, batch - length)
     rows = start + jnp.arange(length, dtype=jnp.int32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmn_jax import dispatch
 from rmn_jax.cloning import clone, permute_units
 from rmn_jax.models import RMN, create_backbone, initialise
 from rmn_jax.models.resnet import Bottleneck, resnet
@@ -178,3 +179,30 @@ def test_a_routed_tree_is_the_plain_one_with_an_axis_below_the_stages():
     assert {name: leaf.shape for name, leaf in routed["memory"].items()} == {
         "memory1": (5, 64), "memory2": (5, 64), "memory3": (5, 128), "memory4": (5, 256)
     }  # fmt: skip
+
+
+def test_a_deep_stage_and_a_unit_without_inputs_leave_all_gradients_numbers(monkeypatch):
+    # Unused tiles are said to be the last unit's, whose norms, without inputs, would multiply them by 316 each.
+    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
+    backbone = resnet(Bottleneck, (6,), 8, 5, stem_kernel=3, stem_strides=1, pool=False)
+    images = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
+    assignment = (jnp.arange(8) % 2)[None]
+
+    def gradients(backend):
+        model = RMN(backbone, UNITS, backend=backend)
+        variables = initialise(model, jax.random.key(1), images)
+        shifted = lambda path, leaf: leaf + 0.1 * (path[-1].key == "bias")  # noqa: E731
+        params = jax.tree_util.tree_map_with_path(shifted, variables["params"])
+
+        def loss(params):
+            every = {**variables, "params": params}
+            outputs, _ = model.apply(every, images, train=True, assignment=assignment, mutable=["batch_stats"])
+            return jnp.mean(outputs.logits**2)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    (loss, found), (expected_loss, expected) = gradients("tiles"), gradients("loop")
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-4)
+    for value, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.isfinite(value).all()
+        np.testing.assert_allclose(value, wanted, rtol=1e-2, atol=1e-3 * max(1e-3, np.abs(wanted).max()))

@@ -79,6 +79,30 @@ def test_right_after_cloning_every_router_gives_the_stems_logits(router, rng):
             assert np.mean(units == jnp.argmax(scores, -1)) > 0.9  # but for ties within rounding
 
 
+@pytest.mark.parametrize("backend", ["loop", "tiles"])
+def test_the_gates_gradient_is_each_inputs_own_whatever_the_order(backend, rng):
+    model = network("learned", attention="se", backend=backend)
+    images = jnp.float32(rng.normal(size=(BATCH, 8, 8, 3)))
+    variables = initialise(model, jax.random.key(0), images)
+
+    @jax.jit
+    def gradient(images, weights):
+        def loss(params):
+            outputs, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sum(weights * outputs.logits), outputs.assignment
+
+        gradients, assignment = jax.grad(loss, has_aux=True)(variables["params"])
+        return [gradients["gate1"]["kernel"], gradients["gate2"]["kernel"]], assignment
+
+    weights = jnp.float32(rng.normal(size=(BATCH, 5)))
+    expected, assignment = gradient(images, weights)
+    assert all(len(np.unique(stage)) > 1 for stage in assignment)
+    found, _ = gradient(jnp.roll(images, 7, axis=0), jnp.roll(weights, 7, axis=0))
+    for value, wanted in zip(found, expected, strict=True):
+        assert np.abs(wanted).max() > 1e-3
+        np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-5)
+
+
 def test_cosine_memories_route_by_angle(rng):
     model = network("memory", metric="cosine")
     images = jnp.float32(rng.normal(size=(BATCH, 8, 8, 3)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmn_jax.dispatch import make_plan
+from rmn_jax.dispatch import lay_out, make_plan
 from rmn_jax.ops import conv, loop, minimal, routed_conv
 from rmn_jax.ops.conv import BACKENDS
 
@@ -125,13 +125,41 @@ def test_the_plain_convolution_and_its_gradients_are_xlas(size, strides, tiled, 
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-4)
 
 
-def test_explicit_padding(rng):
-    x, kernel = jnp.float32(rng.normal(size=(5, 6, 6, 2))), jnp.float32(rng.normal(size=(2, 3, 3, 2, 3)))
-    plan = make_plan(jnp.array([0, 0, 1, 1, 1]), 2)
-    output = routed_conv(x, kernel, plan, padding=0)
-    assert output.shape == (5, 4, 4, 3)
-    padded = routed_conv(x, kernel, plan)
-    np.testing.assert_allclose(output, padded[:, 1:-1, 1:-1], rtol=1e-5, atol=1e-5)
+# (kernel, strides, padding): none, more than half the kernel, and a kernel smaller than its stride
+@pytest.mark.parametrize(("size", "strides", "padding"), [((3, 3), 1, 0), ((3, 3), 2, 3), ((1, 2), 3, 1)])
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_explicit_padding(backend, size, strides, padding, rng):
+    x, kernel = jnp.float32(rng.normal(size=(5, 6, 7, 2))), jnp.float32(rng.normal(size=(2, *size, 2, 3)))
+    unit = jnp.array([0, 0, 1, 1, 1])
+    plan, sides = make_plan(unit, 2), [(padding, padding)] * 2
+
+    def oracle(x, kernel):
+        each = lambda row, own: jax.lax.conv_general_dilated(  # noqa: E731
+            row[None], own, (strides, strides), sides, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )[0]
+        return jnp.stack([each(row, kernel[j]) for row, j in zip(x, unit, strict=True)])
+
+    routed = functools.partial(routed_conv, plan=plan, strides=strides, padding=padding, backend=backend)
+    (expected, expected_pull), (output, pull) = (jax.vjp(side, x, kernel) for side in (oracle, routed))
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    cotangent = jnp.float32(rng.normal(size=expected.shape))
+    for found, wanted in zip(pull(cotangent), expected_pull(cotangent), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_bfloat16_is_that_of_float32_rounded(backend, rng):
+    x, dy = (jnp.bfloat16(rng.normal(size=(16, 6, 6, channels))) for channels in (4, 3))
+    kernel, plan = jnp.bfloat16(rng.normal(size=(3, 3, 3, 4, 3))), make_plan(jnp.arange(16) // 6, 3)
+
+    def passes(x, kernel, dy):
+        y, pull = jax.vjp(lambda x, kernel: routed_conv(x, kernel, plan, backend=backend), x, kernel)
+        return y, *pull(dy)
+
+    wide = passes(*(value.astype(jnp.float32) for value in (x, kernel, dy)))
+    for found, wanted in zip(jax.jit(passes)(x, kernel, dy), wide, strict=True):
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=2e-2, atol=0.2)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -151,3 +179,5 @@ def test_what_does_not_fit_is_refused(rng):
     for shape in [(3, 1, 1, 3, 4), (2, 1, 1, 5, 4), (1, 1, 3, 4)]:
         with pytest.raises(ValueError, match="does not fit"):
             routed_conv(x, jnp.ones(shape), plan)
+    with pytest.raises(ValueError, match="does not fit"):
+        routed_conv(x, jnp.ones((2, 1, 1, 3, 4)), lay_out(plan, 25))
