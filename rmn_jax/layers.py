@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rmn_jax import ops
 from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
-from rmn_jax.ops.norm import broadcast_to_rows
+from rmn_jax.ops.norm import of_own_unit
 from rmn_jax.routing import global_average_pool
 
 # What a prepared norm holds in place of its parameters and statistics: [2, C], or [2, N, C] when routed.
@@ -89,7 +89,9 @@ class RoutedConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
             if self.plan is not None:
-                bias = broadcast_to_rows(bias, self.plan)
+                own = of_own_unit(bias, self.plan)
+                # One vector for all places, nobody's too, which XLA can add within the convolution.
+                bias = own.reshape(-1) if isinstance(self.plan, Tiles) else own[:, None, None, :]
             y = (merge_tiles(y) + bias.astype(self.dtype)).reshape(y.shape)
         return y
 

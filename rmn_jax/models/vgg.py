@@ -11,7 +11,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rmn_jax.dispatch import merge_tiles
 from rmn_jax.dropout import Dropout
@@ -70,17 +69,11 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
     Window i of a side of length n runs from floor(i n / size) to ceil((i + 1) n / size), as PyTorch has it:
     windows overlap where n is no multiple of ``size``, and repeat pixels where n is smaller.
     """
-    rows, columns = (jnp.asarray(_averages(length, size)) for length in x.shape[1:3])
-    return jnp.einsum("ph,qw,bhwc->bpqc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
-
-
-def _averages(length: int, size: int) -> np.ndarray:
-    """[size, length] float32; row i averages over window i."""
-    weights = np.zeros((size, length), np.float32)
-    for i in range(size):
-        first, last = i * length // size, -(-(i + 1) * length // size)
-        weights[i, first:last] = 1.0 / (last - first)
-    return weights
+    for axis in (1, 2):
+        n = x.shape[axis]
+        windows = [jax.lax.slice_in_dim(x, i * n // size, -(-(i + 1) * n // size), axis=axis) for i in range(size)]
+        x = jnp.stack([jnp.mean(window, axis=axis) for window in windows], axis=axis)
+    return x
 
 
 def vgg(

@@ -4,8 +4,8 @@ A batch is laid out once a stage, [L, H, W, V, C] (``rmn_jax.dispatch.Tiles``), 
 as [L, H, W, V C] the layers are the plain ones over more channels: a convolution has the tiles as its groups, a norm or
 a depthwise convolution a vector for each of V C channels, and what belongs to a unit is summed over its tiles.
 
-Places that are nobody's hold zeros, which layers leave or a norm brings back to zeros (``broadcast_to_rows``); they are
-left out where rows are counted, never read back, and have no gradient. What is not a number in one unit's gradient
+Places that are nobody's hold zeros, or a bias until the norm behind it brings them back (``broadcast_to_rows``); they
+are left out where rows are counted, never read back, and have no gradient. What is not a number in one unit's gradient
 becomes so in all.
 
 Axes: B inputs, N units, H W, C channels in, O channels out; L inputs to a tile, V tiles (see ``rmn_jax``).
