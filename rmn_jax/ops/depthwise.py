@@ -19,7 +19,7 @@ from jax import lax
 
 from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
 from rmn_jax.ops.norm import of_own_unit
-from rmn_jax.ops.window import Window
+from rmn_jax.ops.window import Window, convolve
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | None = None) -> jax.Array:
@@ -42,14 +42,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
     window = Window.make(kernel.shape[0], kernel.shape[1], strides, padding)
     if jax.default_backend() == "cpu":
         return _taps(window, x, kernel[None, :, :, 0])
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides, strides),
-        window.padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
+    return convolve(x, kernel, window, groups=x.shape[-1])
 
 
 def routed_depthwise(

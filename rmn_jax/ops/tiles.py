@@ -18,14 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from rmn_jax.dispatch import Tiles, merge_tiles
-from rmn_jax.ops.window import Window
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
+from rmn_jax.ops.window import Window, convolve
 
 
 def forward(x: jax.Array, kernel: jax.Array, tiles: Tiles, window: Window) -> jax.Array:
     """[L, H, W, V, C], [N, kh, kw, C, O] -> [L, OH, OW, V, O]."""
-    return _convolve(x, kernel, tiles, window.strides, window.padding)
+    return _convolve(x, kernel, tiles, window)
 
 
 def input_gradient(dy, kernel, tiles: Tiles, window: Window, shape: tuple[int, ...]) -> jax.Array:
@@ -40,7 +38,7 @@ def input_gradient(dy, kernel, tiles: Tiles, window: Window, shape: tuple[int, .
     for rows, columns in [(rows, columns) for rows in height for columns in width]:
         if rows.taps and columns.taps:
             own = turned[:, rows.first :: window.strides, columns.first :: window.strides][:, ::-1, ::-1]
-            phase = _convolve(dy, own, tiles, 1, (rows.padding, columns.padding))
+            phase = _convolve(dy, own, tiles, Window(rows.taps, columns.taps, 1, (rows.padding, columns.padding)))
             total = total + lax.pad(phase, zero, (as_is, rows.spread, columns.spread, as_is, as_is))
     return total
 
@@ -49,8 +47,8 @@ def kernel_gradient(x, dy, tiles: Tiles, window: Window, shape: tuple[int, ...])
     """[L, H, W, V, C] and [L, OH, OW, V, O] -> [N, kh, kw, C, O] of ``shape``, float32."""
     number, (num_units, height, width, channels, features) = x.shape[3], shape
     kernels = jax.ShapeDtypeStruct((height, width, channels, number * features), x.dtype)
-    convolve = lambda kernels: _grouped(merge_tiles(x), kernels, window.strides, window.padding, number)  # noqa: E731
-    of_tiles = jax.linear_transpose(convolve, kernels)(merge_tiles(dy))[0]
+    pull = jax.linear_transpose(lambda kernels: convolve(merge_tiles(x), kernels, window, groups=number), kernels)
+    of_tiles = pull(merge_tiles(dy))[0]
     # By tile and output channel, as cuDNN holds kernels: a tile's is one piece of memory.
     of_tiles = jnp.transpose(of_tiles.reshape(height, width, channels, number, features), (3, 4, 0, 1, 2))
     if jax.default_backend() == "cpu":  # which has no product of bfloat16 summed in float32
@@ -92,16 +90,9 @@ def _phases(shape: tuple[int, ...], out_shape: tuple[int, ...], window: Window, 
     return phases
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, tiles: Tiles, strides: int, padding) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, tiles: Tiles, window: Window) -> jax.Array:
     """[L, H, W, V, C] with [N, kh, kw, C, O] -> [L, OH, OW, V, O], each tile with its unit's."""
     own = jnp.transpose(kernel, (0, 4, 1, 2, 3))[tiles.unit]
     own = jnp.transpose(own, (2, 3, 4, 0, 1)).reshape(*kernel.shape[1:4], -1)
-    y = _grouped(merge_tiles(x), own, strides, padding, x.shape[3])
+    y = convolve(merge_tiles(x), own, window, groups=x.shape[3])
     return y.reshape(*y.shape[:3], x.shape[3], -1)
-
-
-def _grouped(x: jax.Array, kernel: jax.Array, strides: int, padding, groups: int) -> jax.Array:
-    """[L, H, W, V C] with [kh, kw, C, V O] -> [L, OH, OW, V O]."""
-    return lax.conv_general_dilated(
-        x, kernel, (strides, strides), padding, dimension_numbers=_LAYOUT, feature_group_count=groups
-    )

@@ -40,12 +40,14 @@ def subsampled(x: jax.Array, window: Window) -> tuple[jax.Array, Window]:
     return x[:, :: window.strides, :: window.strides], window._replace(strides=1)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """[B, H, W, C] with [kh, kw, C, O] -> [B, OH, OW, O]."""
-    if window.pointwise:
+def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int = 1) -> jax.Array:
+    """[B, H, W, C] with [kh, kw, C / groups, O] -> [B, OH, OW, O]; channels in and out are in so many groups."""
+    if window.pointwise and groups == 1:
         return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
     strides = (window.strides, window.strides)
-    return lax.conv_general_dilated(x, kernel, strides, window.padding, dimension_numbers=_LAYOUT)
+    return lax.conv_general_dilated(
+        x, kernel, strides, window.padding, dimension_numbers=_LAYOUT, feature_group_count=groups
+    )
 
 
 def input_gradient(dy: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, ...]) -> jax.Array:
