@@ -7,7 +7,7 @@ python -m experiments.ablations attention --scale=cpu   # attention with and wit
 python -m experiments.ablations beyond --scale=cpu      # a unit's gradient over its own inputs; cosine memories
 python -m experiments.ablations epochs --scale=cpu      # three times the training: is an RMN slower, or worse?
 python -m experiments.ablations capacity --scale=cpu    # narrower networks, and one for longer: are parameters missing?
-python -m experiments.ablations data --scale=cpu        # a narrow network on all classes: ten times the images
+python -m experiments.ablations data --scale=cpu        # a narrow network on ten times the images, and for longer
 """
 
 import sys
@@ -59,12 +59,18 @@ def rows(arguments) -> list[suite.Row]:
                 stem_epochs=times * routed.stem_epochs,
             )
         ]
-    if arguments.part == "data":
+    if arguments.part == "data":  # classes, and how many times as long as else
         width = 4 if cpu else 16
         return [
-            row._replace(name=f"{row.name}, width {width}, {classes or 'all'} classes")
-            for classes in (20, 0)
-            for row in _four(make, model__width=width, data__classes=classes)
+            row._replace(name=f"{row.name}, width {width}, {classes or 'all'} classes, {row.config.epochs} epochs")
+            for classes, times in ((20, 1), (0, 1), (0, 4))
+            for row in _four(
+                make,
+                model__width=width,
+                data__classes=classes,
+                epochs=times * routed.epochs,
+                stem_epochs=times * routed.stem_epochs,
+            )
         ]
     if arguments.part == "epochs":
         return [
