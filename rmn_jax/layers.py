@@ -36,6 +36,14 @@ def leaf_shape(shape: tuple[int, ...], num_units: int | None) -> tuple[int, ...]
     return shape if num_units is None else (num_units, *shape)
 
 
+def scaled(x: jax.Array, gate: jax.Array) -> jax.Array:
+    """``x gate``, the gate one value a channel or a row, broadcast over the pixels; in x's dtype.
+
+    It is multiplied in float32, so that the gate's gradient is summed over the pixels in float32.
+    """
+    return (x.astype(jnp.float32) * gate).astype(x.dtype)
+
+
 class RoutedConv(nn.Module):
     """2-D convolution, [B, H, W, C] -> [B, OH, OW, O]; each row through its own unit's kernel when routed.
 
@@ -92,7 +100,9 @@ class RoutedConv(nn.Module):
                 own = of_own_unit(bias, self.plan)
                 # One vector for all places, nobody's too, which XLA can add within the convolution.
                 bias = own.reshape(-1) if isinstance(self.plan, Tiles) else own[:, None, None, :]
-            y = (merge_tiles(y) + bias.astype(self.dtype)).reshape(y.shape)
+            wide = merge_tiles(y)
+            # Broadcast before it is rounded: the bias's gradient is then summed over rows and pixels in float32.
+            y = (wide + jnp.broadcast_to(bias, wide.shape).astype(self.dtype)).reshape(y.shape)
         return y
 
 
@@ -197,7 +207,7 @@ class ConditionalAttention(nn.Module):
             condition = jax.nn.one_hot(assignment, self.num_units)
             code = jnp.concatenate([code, jnp.broadcast_to(condition, (*code.shape[:-1], self.num_units))], axis=-1)
         gate = nn.sigmoid(nn.Dense(channels, use_bias=False, name="excite")(code))
-        return x * gate[:, None, None, :].astype(x.dtype)
+        return scaled(x, gate[:, None, None])
 
 
 class Layers(NamedTuple):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.dispatch import make_plan
-from rmn_jax.layers import ConditionalAttention, RoutedConv, kernel_init, per_unit
+from rmn_jax.layers import ConditionalAttention, RoutedConv, kernel_init, per_unit, scaled
 
 
 def test_conditional_attention_is_equations_6_to_8(rng):
@@ -49,3 +49,18 @@ def test_bias_is_the_rows_own_units(rng, num_units):
     variables = {"params": {**variables["params"], "bias": jnp.float32(bias)}}
     expected = np.broadcast_to(bias, (4, 5)) if num_units is None else bias[[0, 2, 2, 2]]
     np.testing.assert_allclose(module.apply(variables, x)[:, 0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_units", [None, 2])
+def test_what_is_broadcast_over_the_pixels_has_its_gradient_summed_in_float32(num_units):
+    # Sums in bfloat16 stand still at 256 ones: 4,096 pixels came out as 1,024.
+    x = jnp.ones((2, 64, 64, 4), jnp.bfloat16)
+    summed = lambda y: jnp.sum(y.astype(jnp.float32))  # noqa: E731
+    plan = None if num_units is None else make_plan(jnp.array([0, 1]), 2)
+    module = RoutedConv(4, (1, 1), use_bias=True, dtype=jnp.bfloat16, num_units=num_units, plan=plan)
+    variables = module.init(jax.random.key(0), x)
+    gradient = jax.jit(jax.grad(lambda variables: summed(module.apply(variables, x))))(variables)
+    rows = 2 if num_units is None else 1
+    np.testing.assert_array_equal(gradient["params"]["bias"], np.full_like(gradient["params"]["bias"], rows * 4096))
+    gate = jax.jit(jax.grad(lambda gate: summed(scaled(x, gate[:, None, None]))))(jnp.ones((2, 4)))
+    np.testing.assert_array_equal(gate, np.full((2, 4), 4096))

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from rmn_jax.dropout import Dropout, StochasticDepth
-from rmn_jax.layers import Layers
+from rmn_jax.layers import Layers, scaled
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing import global_average_pool
 
@@ -89,7 +89,7 @@ class SqueezeExcitation(nn.Module):
         conv = functools.partial(self.layers.conv, kernel_size=(1, 1), use_bias=True)
         pooled = global_average_pool(x)[:, None, None, :]
         gate = conv(x.shape[-1], name="excite")(nn.silu(conv(self.hidden, name="squeeze")(pooled)))
-        return x * nn.sigmoid(gate).astype(x.dtype)
+        return scaled(x, nn.sigmoid(gate))
 
 
 class Stage(nn.Module):

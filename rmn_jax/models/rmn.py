@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rmn_jax import ops, routing
 from rmn_jax.dispatch import Arrangement, RoutePlan, Tiles, arrange, lay_out, make_plan, take_rows
-from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise
+from rmn_jax.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise, scaled
 from rmn_jax.models import routers
 
 ATTENTIONS = ("none", "se", "conditional")
@@ -144,7 +144,7 @@ class RMN(nn.Module):
             layers = self._layers(train, None if keys is None else take_rows(keys, plan), plan)
             x = make_stage(layers=layers, name=f"stage{i + 1}")(x)
             if gate is not None:
-                x = x * arrange(gate.gain[:, None, None, None], None, plan).astype(x.dtype)
+                x = scaled(x, arrange(gate.gain[:, None, None, None], None, plan))
             if self.attention != "none":
                 condition = self.num_units if self.attention == "conditional" else None
                 x = ConditionalAttention(condition, name=f"attention{i + 1}")(x, unit if plan is None else plan.unit)
