@@ -3,8 +3,8 @@
     python -m experiments.ladder --minutes=8      # again and again, until it ends with the table and status 0
 
 Tiny ImageNet with the paper's hyperparameters: ResNet-18 with all four rows, then RMN with CA beside Original for the
-other backbones. A slice that is over saves and ends with status 75. The curve and row of each run are in the results
-file as soon as it ends, and its epochs in ``WORKDIR/ROW-SEED-*/metrics.jsonl`` as they come.
+other backbones (one alone with ``--backbone``). A slice that is over saves and ends with status 75. The curve and row
+of each run are in the results file as soon as it ends, and its epochs in ``WORKDIR/ROW-SEED-*/metrics.jsonl``.
 """
 
 import argparse
@@ -34,9 +34,12 @@ NAMES = {
 }
 
 
-def rows(benchmark: str) -> list[suite.Row]:
+def rows(benchmark: str, only: str | None = None) -> list[suite.Row]:
+    """The ladder's rows, or those of one backbone."""
     found = []
     for backbone, kind in ORDER:
+        if only not in (None, backbone):
+            continue
         page = argparse.Namespace(backbone=backbone, benchmark=benchmark)
         variant = kind.split("_")[0] if kind.startswith("plain") else kind
         # A checkpoint of a routed network takes seconds; a slice that is over saves all the same.
@@ -48,9 +51,9 @@ def rows(benchmark: str) -> list[suite.Row]:
 
 def main() -> int:
     parser = suite.parser(__doc__.splitlines()[0], "ladder")
-    parser.set_defaults(scale="paper", own_seeds=(0,))
+    parser.set_defaults(scale="paper", own_seeds=(0,), backbone=None)
     arguments = parser.parse_args()
-    return suite.main(lambda: suite.run_rows(arguments, rows(arguments.benchmark)))
+    return suite.main(lambda: suite.run_rows(arguments, rows(arguments.benchmark, arguments.backbone)))
 
 
 if __name__ == "__main__":

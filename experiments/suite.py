@@ -176,8 +176,8 @@ def default_out(arguments: argparse.Namespace, root: pathlib.Path) -> pathlib.Pa
     if arguments.rows or arguments.seeds or arguments.epochs:
         return root / f"{arguments.name}_trial.json"
     name = f"{arguments.name}_{arguments.scale}"
-    if arguments.scale == "paper" and arguments.name != "ladder":  # which has all backbones
-        name += f"_{arguments.backbone}_{arguments.benchmark}"
+    if arguments.scale == "paper":
+        name = "_".join([name, *filter(None, (arguments.backbone, arguments.benchmark))])
     return RESULTS / f"{name}.json"
 
 
@@ -214,7 +214,8 @@ def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> d
         )
     chosen = [f"--scale={arguments.scale}"]
     if arguments.scale == "paper":
-        chosen += [f"--backbone={arguments.backbone}", f"--benchmark={arguments.benchmark}"]
+        chosen += [f"--backbone={arguments.backbone}"] if arguments.backbone else []
+        chosen.append(f"--benchmark={arguments.benchmark}")
     return {
         "experiment": arguments.name,
         "command": " ".join([f"python -m experiments.{arguments.module}", *chosen]),

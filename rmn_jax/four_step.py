@@ -105,12 +105,14 @@ def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainS
 def extract_features(run: Run, stem: TrainState, split: str = "train") -> list[np.ndarray]:
     """GAP(f_{i-1}) of every input of a split ("train" or "eval") at each stage of the stem network.
 
+    As many at a time as an update takes: the last bits depend on it, and ``eval_batch_size`` is free to change.
+
     Returns:
       S arrays [M, C_i] float32, in the split's order.
     """
     extract = make_extract_step(run.model(routed=False), run.preprocess.evaluate, run.mesh)
     parts = []
-    for batch in run.dataset.eval_batches(split):
+    for batch in run.dataset.eval_batches(split, run.config.batch_size // run.config.accumulation):
         (pooled, _), mask = extract(stem.variables, batch, run.eval_key), batch["mask"]
         if jax.process_count() > 1:
             pooled, mask = multihost_utils.process_allgather((pooled, mask), tiled=True)

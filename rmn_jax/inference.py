@@ -120,7 +120,7 @@ def _unprepared(tree: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
 
 
 class Pack(NamedTuple):
-    """A tree of float32 arrays as few arrays: the ``large`` ones, and all others end to end in ``small`` [M].
+    """A tree of floats as few arrays: the ``large`` ones, and all others end to end in ``small`` [M] float32.
 
     A call hands every array to the runtime one by one, which for the thousands of vectors of N units takes as long as
     a layer.
@@ -150,7 +150,7 @@ def unpack(packed: Pack, like: Any) -> Any:
         if size >= LARGE:
             found.append(large.pop(0))
         else:
-            found.append(packed.small[start : start + size].reshape(leaf.shape))
+            found.append(packed.small[start : start + size].reshape(leaf.shape).astype(leaf.dtype))
             start += size
     return jax.tree.unflatten(treedef, found)
 

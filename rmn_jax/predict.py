@@ -14,6 +14,7 @@ import numpy as np
 from rmn_jax import config as configuration
 from rmn_jax import data
 from rmn_jax.data.decode import UnreadableImage, read_image_file
+from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.errors import UserError
 from rmn_jax.models import RMN, Outputs
 from rmn_jax.train.checkpoint import Checkpoints
@@ -31,12 +32,14 @@ class Trained(NamedTuple):
       model: plain or routed, for one device.
       variables: its ``params``, ``batch_stats`` and, when routed, ``memory``.
       info: of the data set it was trained on: class names, image shape, mean and standard deviation.
-      preprocess: uint8 images [B, H, W, 3] -> what the network is fed.
+      stored_shape: (H, W, 3) that evaluation scales an image to; ``preprocess`` cuts the network's from its centre.
+      preprocess: uint8 images [B, H, W, 3] of that shape -> what the network is fed.
     """
 
     model: RMN
     variables: dict[str, Any]
     info: data.DatasetInfo
+    stored_shape: tuple[int, int, int]
     preprocess: data.Preprocess
 
 
@@ -68,7 +71,8 @@ def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
     state, position = found
     model = build_model(config, info.num_classes, info.image_shape[0], routed=position.step > 1)
     variables = jax.tree.map(jax.numpy.asarray, state.eval_variables)
-    return Trained(model.clone(axis_name=None), variables, info, data.make_preprocess(config.data, info))
+    shape = stored_shape(config.data.augment, info.image_shape)
+    return Trained(model.clone(axis_name=None), variables, info, shape, data.make_preprocess(config.data, info))
 
 
 def predict_files(trained: Trained, paths: Sequence[str | pathlib.Path], top: int = 5) -> Iterator[dict[str, Any]]:
@@ -82,7 +86,7 @@ def predict_files(trained: Trained, paths: Sequence[str | pathlib.Path], top: in
     images = []
     for path in paths:
         try:
-            images.append(read_image_file(path, trained.info.image_shape))
+            images.append(read_image_file(path, trained.stored_shape))
         except (UnreadableImage, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"{path} cannot be read as an image: {reason}.") from None

@@ -84,6 +84,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(place, uninterrupted, tmp_path):
     result, leaves, lines = uninterrupted
     with pytest.raises(Preempted, match=f"after update {place[0]};"):
         run_training(open_run(tmp_path, place))
+    with pytest.raises(Preempted):  # at once, where it was
+        run_training(open_run(tmp_path, place))
     assert not list((tmp_path / "checkpoints").glob("*damaged*"))  # nothing is saved twice
     again = run_training(open_run(tmp_path))
     assert {**again, "workdir": ""} == {**result, "workdir": ""}
@@ -179,6 +181,17 @@ def test_memories_start_at_the_centres_of_what_the_stages_are_given(tmp_path):
         nearest = np.linalg.norm(stage[:, None] - centres[None], axis=-1).argmin(-1)
         for unit in range(3):  # a k-means centre is the mean of what is nearest to it
             np.testing.assert_allclose(centres[unit], stage[nearest == unit].mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_memories_do_not_depend_on_the_batch_of_evaluation(tmp_path):
+    # A run may go on with another eval_batch_size, and ends with the same bits; features differ in their last ones.
+    found = []
+    for size in (180, 77):
+        config = make_config()
+        config.eval_batch_size = size
+        run = open_run(tmp_path, config=config)
+        found.append(four_step.extract_features(run, run.place(run.initial_state())))
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_a_plain_run_is_one_step(tmp_path):

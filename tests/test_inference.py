@@ -70,12 +70,14 @@ def test_it_computes_what_the_network_computes(name, settings, batch):
         assert len(np.unique(expected.assignment[0])) > 1
 
 
-def test_half_precision_is_that_of_the_network():
+@pytest.mark.parametrize("batch", [1, 4])
+def test_half_precision_is_that_of_the_network(batch):
     model = RMN(BACKBONES["basic"], num_units=2, dtype=jnp.bfloat16)
-    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    images = jax.random.normal(jax.random.key(1), (batch, 8, 8, 3))
     variables = initialise(model, jax.random.key(0), images)
     compiled = compile_inference(model, variables, jax.ShapeDtypeStruct(images.shape, jnp.float32))
-    assert compiled.weights["prepared"]["stem"]["conv1"]["kernel"].dtype == jnp.bfloat16
+    stem = compiled.weights["prepared"]["stem"] if batch > 1 else compiled.weights.stem["prepared"]
+    assert stem["conv1"]["kernel"].dtype == jnp.bfloat16
     expected = jax.jit(model.apply)(variables, images).logits
     np.testing.assert_allclose(compiled(images).logits, expected, rtol=0.03, atol=0.03)
 
@@ -110,7 +112,8 @@ def test_plain_networks_too():
 
 
 def test_packing_keeps_large_arrays_apart_and_gives_all_back():
-    tree = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((LARGE // 8, 8)), "d": jnp.float32(7)}, "e": jnp.zeros((2, 2))}
+    half = jnp.zeros((2, 2), jnp.bfloat16)
+    tree = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((LARGE // 8, 8)), "d": jnp.float32(7)}, "e": half}
     packed = pack(tree)
     assert [leaf.shape for leaf in packed.large] == [(LARGE // 8, 8)]
     np.testing.assert_array_equal(packed.small, [0, 1, 2, 7, 0, 0, 0, 0])
@@ -118,4 +121,5 @@ def test_packing_keeps_large_arrays_apart_and_gives_all_back():
     assert jax.tree.structure(again) == jax.tree.structure(tree)
     for leaf, expected in zip(jax.tree.leaves(again), jax.tree.leaves(tree), strict=True):
         np.testing.assert_array_equal(leaf, expected)
+        assert leaf.dtype == expected.dtype
     assert pack({}).small.shape == (0,)

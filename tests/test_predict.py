@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from rmn_jax.commands import load_config
-from rmn_jax.data import digits
+from rmn_jax.data import digits, folder
 from rmn_jax.four_step import run_training
 from rmn_jax.main import main
+from rmn_jax.predict import load_trained, predict_files
 from rmn_jax.train import loop
 from rmn_jax.train.run import Run
 
@@ -47,6 +48,32 @@ def test_predictions_are_those_of_the_evaluation(trained, capsys):
         got = [entry["probability"] for entry in line["classes"]]
         np.testing.assert_allclose(got, np.sort(expected)[::-1][:3], atol=2e-5)
         assert all(entry["name"] == str(entry["label"]) for entry in line["classes"])
+
+
+@pytest.mark.parametrize("feed", ["device", "stream"])
+def test_images_are_cut_as_evaluation_cuts_them(feed, tmp_path):
+    # Random resized crops are trained with the central 7/8 in evaluation.
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 6, 60, 40, 3), dtype=np.uint8).repeat(2, axis=2)
+    for number, image in enumerate(pixels.reshape(-1, 120, 40, 3)):
+        path = tmp_path / "images" / f"class{number % 2}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    settings = {"data.name": "folder", "data.path": str(tmp_path / "images"), "data.image_size": 32, "data.feed": feed}
+    settings |= {"data.augment": "resized_crop_flip", "batch_size": 8, "eval_batch_size": 8, "method": "plain"}
+    config = load_config("configs/digits.py", [f"--config.{key}={value}" for key, value in settings.items()])
+    run = Run(config, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
+    run.claim_workdir()
+    state = run.place(run.initial_state())
+    run.save(state, 1)
+    batch = next(iter(run.dataset.eval_batches()))
+    outputs = (
+        run.model(routed=False).clone(axis_name=None).apply(state.variables, run.preprocess.evaluate(batch["image"]))
+    )
+    images = folder.open_image_set(str(tmp_path / "images")).evaluation
+    lines = list(predict_files(load_trained(run.workdir), [images.describe(i) for i in range(len(images))]))
+    found = [{entry["label"]: entry["probability"] for entry in line["classes"]} for line in lines]
+    expected = jax.nn.softmax(outputs.logits[: len(images)])
+    np.testing.assert_allclose([[each[0], each[1]] for each in found], expected, atol=2e-6)
 
 
 def test_what_is_no_image_is_named(trained, tmp_path, capsys):

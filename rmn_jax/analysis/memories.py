@@ -24,25 +24,28 @@ class Routed(NamedTuple):
       pooled: S arrays [M, C] float32, GAP(f_{i-1}).
       assignment: [S, M] int32, the unit of each image at each stage.
       label: [M] int32.
+      position: [M] int32, places in the split, increasing; those of images that cannot be read are left out.
     """
 
     pooled: list[np.ndarray]
     assignment: np.ndarray
     label: np.ndarray
+    position: np.ndarray
 
 
 def route_split(run: Run, state: TrainState, routed: bool = True, split: str = "eval") -> Routed:
     """Sends every image of a split ("eval" or "train") through the network, in evaluation mode."""
     extract = make_extract_step(run.model(routed), run.preprocess.evaluate, run.mesh)
-    pooled, assignment, label = [], [], []
+    pooled, assignment, label, position = [], [], [], []
     for batch in run.dataset.eval_batches(split):
-        parts = jax.device_get((*extract(state.eval_variables, batch, run.eval_key), batch["label"], batch["mask"]))
-        mask = parts[3]
-        pooled.append([stage[mask] for stage in parts[0]])
-        assignment.append(parts[1][:, mask])
-        label.append(parts[2][mask])
+        found = jax.device_get((*extract(state.eval_variables, batch, run.eval_key), batch))
+        mask = found[2]["mask"]
+        pooled.append([stage[mask] for stage in found[0]])
+        assignment.append(found[1][:, mask])
+        label.append(found[2]["label"][mask])
+        position.append(found[2]["index"][mask])
     stages = [np.concatenate(stage) for stage in zip(*pooled, strict=True)]
-    return Routed(stages, np.concatenate(assignment, axis=1), np.concatenate(label))
+    return Routed(stages, np.concatenate(assignment, axis=1), np.concatenate(label), np.concatenate(position))
 
 
 class Nearest(NamedTuple):
@@ -64,17 +67,17 @@ def nearest_images(routed: Routed, memory: dict[str, np.ndarray], top: int, metr
 
     ``metric`` is ``config.model.metric``: with "cosine" features and memories are brought to length 1 first.
     """
-    index, distance, load = [], [], []
+    position, distance, load = [], [], []
     for i, pooled in enumerate(routed.pooled):
         units = np.asarray(memory[f"memory{i + 1}"])
         if metric == "cosine":
             pooled, units = np.asarray(unit_length(jnp.asarray(pooled))), np.asarray(unit_length(jnp.asarray(units)))
         apart = np.linalg.norm(pooled[:, None].astype(np.float64) - units[None], axis=-1).T
         order = np.argsort(apart, axis=-1, kind="stable")[:, :top]
-        index.append(order)
+        position.append(routed.position[order])
         distance.append(np.take_along_axis(apart, order, axis=-1))
         load.append(np.bincount(routed.assignment[i], minlength=len(units)))
-    return Nearest(np.stack(index), np.stack(distance).astype(np.float32), np.stack(load))
+    return Nearest(np.stack(position), np.stack(distance).astype(np.float32), np.stack(load))
 
 
 def images_at(run: Run, positions: np.ndarray, split: str = "eval") -> dict[int, np.ndarray]:

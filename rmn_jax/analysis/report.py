@@ -177,8 +177,9 @@ def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
 
 
 def _image(study: Study, position: int, stage: int, unit: int, distance: float) -> str:
-    path = study.assignment[:, position]
-    name = study.class_names[study.label[position]]
+    row = np.searchsorted(study.position, position)
+    path = study.assignment[:, row]
+    name = study.class_names[study.label[row]]
     other = path[stage] != unit and study.nearest.load[stage, unit] > 0
     title = (
         f"{name}\nimage {position}, {distance:.3g} from the memory of unit {unit + 1}\n"

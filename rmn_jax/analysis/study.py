@@ -29,6 +29,7 @@ class Study(NamedTuple):
       class_names: K.
       assignment: [S, M] int, the unit of each image at each stage.
       label: [M] int.
+      position: [M] int, places in the split, increasing.
       nearest: the images nearest to each memory, and the loads.
       images: those images by their place in the split, uint8 [H, W, 3].
       information: of each stage, what "class", "colour" and "edges" tell of the unit.
@@ -42,6 +43,7 @@ class Study(NamedTuple):
     class_names: tuple[str, ...]
     assignment: np.ndarray
     label: np.ndarray
+    position: np.ndarray
     nearest: memories.Nearest
     images: dict[int, np.ndarray]
     information: list[dict[str, measures.Information]]
@@ -61,22 +63,23 @@ def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
         "colour": measures.colour_bins(looks.colour),
         "edges": measures.edge_bins(looks.edges),
     }
-    lines = read_metrics(run.workdir / "metrics.jsonl")
+    routed_lines = [line for line in read_metrics(run.workdir / "metrics.jsonl") if line["step"] > 1]
     model = run.config.model
     return Study(
         title=f"{model.backbone}, N = {model.num_units}, on {run.info.name}",
-        top1=next((line.get("eval_top1") for line in lines if line["update"] == int(state.update)), None),
+        top1=next((line.get("eval_top1") for line in routed_lines if line["update"] == int(state.update)), None),
         facts=_facts(run, int(state.update), len(routed.label)),
         config=configuration.to_json(run.config),
         class_names=tuple(run.info.class_names),
         assignment=routed.assignment,
         label=routed.label,
+        position=routed.position,
         nearest=nearest,
         images=looks.images,
         information=[
             {name: measures.information(units, values) for name, values in codes.items()} for units in routed.assignment
         ],
-        history=[(line["epoch"], np.array(line["load"])) for line in lines if line["step"] > 1],
+        history=[(line["epoch"], np.array(line["load"])) for line in routed_lines],
     )
 
 
@@ -92,14 +95,13 @@ def survey(run: Run, positions: np.ndarray, split: str = "eval") -> Looks:
     """Looks at every image of a split as evaluation cuts it, and keeps those at ``positions``."""
     wanted = {int(position) for position in np.ravel(positions)}
     height, width, _ = run.info.image_shape
-    colour, edges, kept, seen = [], [], {}, 0
+    colour, edges, kept = [], [], {}
     for batch in run.dataset.eval_batches(split):
-        stored, mask = jax.device_get((batch["image"], batch["mask"]))
+        stored, index, mask = jax.device_get((batch["image"], batch["index"], batch["mask"]))
         images = np.stack([centre_crop(image, height, width) for image in stored])[mask]
         colour.append(measures.mean_colour(images))
         edges.append(measures.edge_energy(images))
-        kept.update({seen + row: image for row, image in enumerate(images) if seen + row in wanted})
-        seen += len(images)
+        kept.update({int(at): image for at, image in zip(index[mask], images, strict=True) if int(at) in wanted})
     return Looks(np.concatenate(colour), np.concatenate(edges), kept)
 
 

@@ -157,8 +157,8 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def read_image_file(path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads one image file as evaluation sees it: uint8 [*image_shape], scaled and cut at the centre.
+def read_image_file(path, shape: tuple[int, int, int]) -> np.ndarray:
+    """Reads one image file as a data set stores it for evaluation: uint8 [*shape], scaled and cut at the centre.
 
     Raises:
         UnreadableImage: as `decode`, or when the file cannot be read.
@@ -168,7 +168,7 @@ def read_image_file(path, image_shape: tuple[int, int, int]) -> np.ndarray:
             data = file.read()
     except OSError as error:
         raise UnreadableImage(f"it cannot be read ({error.strerror})") from error
-    return fit(decode(data), *image_shape[:2])
+    return fit(decode(data), *shape[:2])
 
 
 def available_cores() -> int:

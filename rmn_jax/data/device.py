@@ -108,11 +108,12 @@ class DeviceDataset:
         ).astype(np.int32)
         return self._batch("train", rows, positions[rows], np.ones(self._sizes.train, bool))
 
-    def eval_batches(self, split: str = "eval") -> Iterator[Batch]:
+    def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
         """Yields every example of the split once, in order; the last batch is padded with `mask` False."""
         _, readable = self._order[split]
-        for start in range(0, len(readable), self._sizes.evaluation):
-            rows = np.arange(start, start + self._sizes.evaluation, dtype=np.int32)
+        size = batch_size or self._sizes.evaluation
+        for start in range(0, len(readable), size):
+            rows = np.arange(start, start + size, dtype=np.int32)
             inside = rows < len(readable)
             rows = np.where(inside, rows, 0)
             yield self._batch(split, rows, rows, inside & readable[rows])

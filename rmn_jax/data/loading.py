@@ -152,7 +152,7 @@ def _streamed_statistics(image_set: ImageSet, image_shape: tuple[int, int, int],
 
 
 def _sampled_images(source: Source, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yields up to `statistics.SAMPLE` evenly spaced images at `shape`, as uint8 [n, H, W, 3]."""
+    """Yields `statistics.SAMPLE` evenly spaced images (up to twice as many) at `shape`, as uint8 [n, H, W, 3]."""
     positions = range(0, len(source), max(1, len(source) // statistics.SAMPLE))
 
     def decode_chunk(start: int) -> np.ndarray:

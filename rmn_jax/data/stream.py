@@ -57,9 +57,9 @@ class StreamDataset:
         self._next_update = update + 1
         return self._place(next(self._stream), self._sizes.train)
 
-    def eval_batches(self, split: str = "eval") -> Iterator[Batch]:
+    def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
         """Yields every example of the split once, in order; the last batch is padded with `mask` False."""
-        source, batch_size = self._sources[split], self._sizes.evaluation
+        source, batch_size = self._sources[split], batch_size or self._sizes.evaluation
         layout = Layout(batch_size, self._placement.local_rows(batch_size), 0, -(-len(source) // batch_size))
         chunks = EvaluationChunks(source, layout, self.info.num_classes, self._stored_shape)
         stream = self._start(chunks, layout)

@@ -72,8 +72,11 @@ class Dataset(Protocol):
         """Returns the batch of this update: a function of (seed, update) alone."""
         ...
 
-    def eval_batches(self, split: str = "eval") -> Iterator[Batch]:
-        """Yields every example of `eval` or `train` once, in order, unaugmented; the last batch is padded."""
+    def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
+        """Yields every example of `eval` or `train` once, in order, unaugmented; the last batch is padded.
+
+        `batch_size` is global; None is that of evaluation.
+        """
         ...
 
     def close(self) -> None:

@@ -68,7 +68,7 @@ def load_torch_weights(
       path: a safetensors file with the names of torchvision or timm, found out from the names.
       backbone_name: "resnet18", "resnet50", "vgg16_bn" or "efficientnet_b0".
       variables: ``params`` and ``batch_stats`` of the plain network (float32), say from ``RMN(...).init``.
-        Attention modules, which those libraries do not have, keep what they hold.
+        Attention modules and gates, which those libraries do not have, keep what they hold.
       fresh_head: keep the given classifier (the last linear layer) and any other layer of the head that the
         file's does not fit. For another number of classes than the file's, or another image size (VGG).
       strict: refuse a file with missing, unexpected or mis-shaped tensors; if False, load what fits and
@@ -118,13 +118,13 @@ def _names(key_path) -> tuple[str, ...]:
 
 
 def _leaves(backbone_name: str, naming: str, variables: dict[str, Any]) -> list[_Leaf]:
-    """All leaves of the backbone with their sources; attention's have the source ""."""
+    """All leaves with their sources; what is not the backbone's (attention, a learned router's gates) has ""."""
     leaves = []
     for collection in ("params", "batch_stats"):
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(variables[collection]):
             path = _names(key_path)
             source = ""
-            if not path[0].startswith("attention"):
+            if path[0].startswith(("stem", "stage", "head")):
                 source = f"{NAMERS[backbone_name][naming](path[:-1])}.{_LEAVES[path[-1]]}"
             leaves.append(_Leaf((collection, *path), source, tuple(leaf.shape)))
     return leaves

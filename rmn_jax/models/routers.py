@@ -39,7 +39,7 @@ def hashed_unit(images: jax.Array, stage: int, num_units: int) -> jax.Array:
     Locality-sensitive hashing: of N fixed random directions, the one along which the image's 4x4 thumbnail, less its
     own mean, reaches furthest. The same pixels have the same unit for ever, and each stage has directions of its own.
     What is hashed is the image as the network is fed it: another crop of it mostly shares its unit, its mirror image
-    mostly does not.
+    about every second time.
     """
     batch, channels = images.shape[0], images.shape[-1]
     small = jax.image.resize(images.astype(jnp.float32), (batch, _THUMBNAIL, _THUMBNAIL, channels), "linear")

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 
 def learning_rate(config: ConfigDict, updates_per_epoch: int) -> optax.Schedule:
-    """Linear warm-up, then cosine to the final rate at the last update; one schedule over all four steps.
+    """Linear warm-up, then cosine, which would reach the final rate one update past the last; over all four steps.
 
     With ``scaling == "linear"`` the peak is for ``reference_batch`` and grows with the batch size.
     """

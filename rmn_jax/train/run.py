@@ -149,7 +149,10 @@ class Run:
     def restore(self) -> tuple[TrainState, Position] | None:
         """The newest good checkpoint, on the devices; None for a fresh run."""
         found = self.checkpoints.restore(lambda position: self.state_shapes(routed=position.step > 1))
-        return None if found is None else (self.place(found[0]), found[1])
+        if found is None:
+            return None
+        self._saved = found[1]
+        return self.place(found[0]), found[1]
 
     def save(self, state: TrainState, step: int) -> None:
         """A checkpoint of this state."""

@@ -34,6 +34,7 @@ def made_up(num_stages=2, num_units=3, top=4, classes=NASTY, side=8, examples=12
         class_names=tuple(classes),
         assignment=assignment,
         label=label,
+        position=np.arange(examples),
         nearest=Nearest(position, distance, load),
         images={
             int(at): np.clip(colours[at] + rng.integers(-60, 60, (side, side, 3)), 0, 255).astype(np.uint8)

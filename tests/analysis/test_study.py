@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from experiments import memory_analysis
-from rmn_jax.analysis import measures
+from rmn_jax.analysis import measures, memories
 from rmn_jax.analysis.memories import route_split
 from rmn_jax.analysis.study import study, survey
 from rmn_jax.commands import load_config
 from rmn_jax.data import digits
+from rmn_jax.errors import Preempted
 from rmn_jax.four_step import run_training
 from rmn_jax.train.run import Run
 
@@ -53,6 +54,33 @@ def test_study_of_a_run(run):
     units = route_split(run, state).assignment
     for stage, assigned in zip(found.information, units, strict=True):
         assert stage["class"].nats == pytest.approx(measures.mutual_information(assigned, labels))
+
+
+def test_images_that_cannot_be_read_do_not_shift_the_others(run, tmp_path):
+    whole = Run(run.config, run.workdir, devices=jax.devices()[:1], quiet=True)
+    state, _ = whole.restore()
+    positions, readable = whole.dataset._order["eval"]
+    readable[3] = False
+    found = study(whole, state, top=5)
+    assert 3 not in found.position and found.position.tolist() == [*range(3), *range(4, 360)]
+    images, labels = digits.load_arrays()["eval"]
+    np.testing.assert_array_equal(found.label, labels[found.position])
+    for images_of in (found.images, memories.images_at(whole, found.nearest.position)):
+        assert set(images_of) == set(np.unique(found.nearest.position))
+        for position, image in images_of.items():
+            np.testing.assert_array_equal(image, images[position])
+
+
+def test_a_run_stopped_after_step_3_has_no_routed_accuracy_yet(run, tmp_path):
+    class Stopped(Run):
+        def should_stop(self, update, step):
+            return step == 3
+
+    stopped = Stopped(run.config, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
+    with pytest.raises(Preempted):
+        run_training(stopped)
+    state, _ = stopped.restore()
+    assert study(stopped, state, top=2).top1 is None
 
 
 def test_the_experiment_on_a_run_that_is_there(run, monkeypatch, capsys):

@@ -167,3 +167,14 @@ def test_a_part_of_an_experiment_does_not_take_the_place_of_the_published_result
         assert suite.default_out(parse(*part), tmp_path) == tmp_path / "trial_trial.json"
     paper = suite.default_out(parse("--scale=paper", "--backbone=resnet50"), tmp_path)
     assert paper.name == "trial_paper_resnet50_tiny_imagenet.json"
+
+
+def test_the_ladder_has_a_results_file_for_each_benchmark(tmp_path, monkeypatch):
+    seen = {}
+    out_of = lambda arguments, rows: seen.update({suite.default_out(arguments, tmp_path).name: len(rows)})  # noqa: E731
+    monkeypatch.setattr(suite, "run_rows", out_of)
+    for words in ([], ["--benchmark=cifar100"], ["--backbone=resnet50"]):
+        monkeypatch.setattr(sys, "argv", ["ladder", *words])
+        ladder.main()
+    of_resnet50 = {"ladder_paper_resnet50_tiny_imagenet.json": 2}
+    assert seen == {"ladder_paper_tiny_imagenet.json": 10, "ladder_paper_cifar100.json": 10, **of_resnet50}

@@ -236,13 +236,15 @@ def test_not_strict_loads_what_fits_and_reports_the_rest(tmp_path):
     assert (variables["params"]["stage1"]["block1"]["conv2"]["kernel"] != -1).any()
 
 
-def test_attention_keeps_what_it_holds(files):
+def test_attention_and_gates_keep_what_they_hold(files):
     variables, report = load_torch_weights(
-        files("resnet18"), "resnet18", empty_variables("resnet18", attention="conditional")
+        files("resnet18"), "resnet18", empty_variables("resnet18", attention="conditional", router="learned")
     )
-    assert set(report.fresh) == {
-        f"params/attention{i}/{leaf}/kernel" for i in range(1, 5) for leaf in ("squeeze", "excite")
-    }
+    attention = {f"params/attention{i}/{leaf}/kernel" for i in range(1, 5) for leaf in ("squeeze", "excite")}
+    gates = {f"params/gate{i}/kernel" for i in range(1, 5)}
+    leaves = ("params/{}/scale", "params/{}/bias", "batch_stats/{}/mean", "batch_stats/{}/var")
+    norms = {leaf.format(f"gate_norm{i}") for i in range(1, 5) for leaf in leaves}
+    assert set(report.fresh) == attention | gates | norms
     assert (variables["params"]["attention1"]["squeeze"]["kernel"] == -1).all()
 
 
