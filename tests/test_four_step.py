@@ -84,12 +84,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(place, uninterrupted, tmp_path):
     result, leaves, lines = uninterrupted
     with pytest.raises(Preempted, match=f"after update {place[0]};"):
         run_training(open_run(tmp_path, place))
-    with pytest.raises(Preempted):  # at once, where it was
-        run_training(open_run(tmp_path, place))
     assert not list((tmp_path / "checkpoints").glob("*damaged*"))  # nothing is saved twice
     again = run_training(open_run(tmp_path))
     assert {**again, "workdir": ""} == {**result, "workdir": ""}
     assert outcome(tmp_path) == (leaves, lines)
+
+
+def test_stopping_where_it_was_restored_saves_nothing_twice(tmp_path):
+    run = open_run(tmp_path)
+    run.claim_workdir()
+    run.save(run.place(run.initial_state()), 1)
+    again = open_run(tmp_path, (0, 1))
+    state, _ = again.restore()
+    with pytest.raises(Preempted):
+        again.check_stop(state, 0, 1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update_00000000.step1"]
 
 
 def test_accumulation_average_and_mixup_go_on_to_the_same_bits(tmp_path):

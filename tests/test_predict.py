@@ -59,7 +59,8 @@ def test_images_are_cut_as_evaluation_cuts_them(feed, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     settings = {"data.name": "folder", "data.path": str(tmp_path / "images"), "data.image_size": 32, "data.feed": feed}
-    settings |= {"data.augment": "resized_crop_flip", "batch_size": 8, "eval_batch_size": 8, "method": "plain"}
+    settings |= {"data.augment": "resized_crop_flip", "batch_size": 8, "eval_batch_size": 8}
+    settings |= {"method": "plain", "model.attention": "none"}
     config = load_config("configs/digits.py", [f"--config.{key}={value}" for key, value in settings.items()])
     run = Run(config, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
     run.claim_workdir()
