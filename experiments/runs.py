@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from rmn_jax import config as configuration
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
+from rmn_jax.analysis.study import read_metrics
 from rmn_jax.bench.measure import machine
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
@@ -185,8 +186,17 @@ class _Deadline:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """What a finished run's ``metrics.jsonl`` says: accuracies in per cent, the last epoch's loads, seconds, curve."""
-    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    """What a finished run's ``metrics.jsonl`` says: accuracies in per cent, the last epoch's loads, seconds, curve.
+
+    Raises:
+      UserError: it has no line of the last epoch.
+    """
+    lines = read_metrics(run.workdir / "metrics.jsonl")
+    if not lines or lines[-1]["epoch"] != run.config.epochs:
+        raise UserError(
+            f"{run.workdir / 'metrics.jsonl'} does not have the last epoch of its finished run; "
+            f"move {run.workdir} away to train it again."
+        )
     last = lines[-1]
     routed = run.config.method == "rmn"
     variables = run.state_shapes(routed).variables

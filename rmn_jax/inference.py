@@ -68,12 +68,15 @@ def compile_inference(model: RMN, variables: dict[str, Any], images: jax.ShapeDt
       A function of images of that shape.
 
     Raises:
-      ValueError: a plain network with conditional attention, or a randomly routed one.
+      ValueError: a plain network with conditional attention, a randomly routed one, or variables of another N.
     """
     if not model.routed and model.attention == "conditional":
         raise ValueError("a plain network with conditional attention has no condition of its own in inference")
     if model.routed and model.router == "random":
         raise ValueError("a randomly routed network has no unit of its own for an image in inference")
+    if model.routed and len(variables["memory"]["memory1"]) != model.num_units:
+        found = len(variables["memory"]["memory1"])
+        raise ValueError(f"the variables are those of {found} units, the model has num_units={model.num_units}")
     model = model.clone(axis_name=None, prepared=True)
     function: Callable
     weights: Any

@@ -1,6 +1,7 @@
 """The four steps on the digits: stopped in each step and at each boundary, a run ends with the same bits."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -13,7 +14,8 @@ from rmn_jax.config import default_config
 from rmn_jax.errors import Preempted
 from rmn_jax.four_step import run_training
 from rmn_jax.train import loop
-from rmn_jax.train.run import Run
+from rmn_jax.train.progress import Reporter
+from rmn_jax.train.run import Run, write_file
 
 
 def make_config(method="rmn"):
@@ -99,6 +101,24 @@ def test_stopping_where_it_was_restored_saves_nothing_twice(tmp_path):
     with pytest.raises(Preempted):
         again.check_stop(state, 0, 1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update_00000000.step1"]
+
+
+def test_a_line_of_the_metrics_that_cannot_be_read_is_left_out_alone(tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    lines = ['{"update": 4}', '{"oops', '{"update": 8}', '{"update": 12}', '{"up']
+    file.write_bytes("\n".join(lines).replace("oops", "oo\udcffps").encode("utf-8", "surrogateescape"))
+    Reporter(tmp_path).rewind(8)
+    assert file.read_text().splitlines() == [lines[0], lines[2]]
+    assert "line 2 of" in capsys.readouterr().err
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_file(pipe, "text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo()
+    os.close(reader)
 
 
 def test_accumulation_average_and_mixup_go_on_to_the_same_bits(tmp_path):

@@ -1,5 +1,6 @@
 """The GPU benchmark's arithmetic, and its parts at tiny sizes on the CPU; no time is looked at."""
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -12,6 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is used from the checkout, not installed
 
 from benchmarks.gpu import conv, floor, report, step  # noqa: E402
+from benchmarks.gpu.__main__ import _each_in_a_process  # noqa: E402
 from benchmarks.gpu.launches import bytes_moved, count_launches  # noqa: E402
 from benchmarks.gpu.layers import CHIPS, PASSES, Layer, find_chip, layers_of, work  # noqa: E402
 from benchmarks.gpu.record import Record  # noqa: E402
@@ -183,3 +185,17 @@ ENTRY %main.1 (a: bf16[2,3], b: pred[5]) -> (f32[2], s32[]) {
     assert bytes_moved(hlo) == (2 * 3 * 2 + 5 + 2 * 4 + 4) + (8 + 8)
     with pytest.raises(ValueError, match="in programs of one piece"):
         bytes_moved(HLO)
+
+
+def test_parts_get_a_process_each_and_a_failure_is_the_status(monkeypatch):
+    commands, arguments = [], argparse.Namespace(seconds=None)
+
+    def run(command, check):
+        commands.append(command[3:])
+        return subprocess.CompletedProcess(command, 3 if command[3] == "launches" else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit, match="1"):
+        _each_in_a_process(("launches", "report"), arguments, ["launches", "report", "--dry-run"])
+    assert commands == [["launches", "--dry-run"], ["report", "--dry-run"]]
+    _each_in_a_process(("floor", "report"), arguments, ["floor", "report"])

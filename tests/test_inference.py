@@ -111,6 +111,14 @@ def test_plain_networks_too():
         compile_inference(model.clone(attention="conditional"), variables, jax.ShapeDtypeStruct((1, 8, 8, 3), "f4"))
 
 
+def test_variables_of_another_number_of_units_are_refused():
+    model = RMN(BACKBONES["basic"], num_units=2)
+    images = jnp.zeros((1, 8, 8, 3))
+    variables = initialise(model, jax.random.key(0), images)
+    with pytest.raises(ValueError, match="of 2 units"):
+        compile_inference(model.clone(num_units=1), variables, jax.ShapeDtypeStruct(images.shape, images.dtype))
+
+
 def test_packing_keeps_large_arrays_apart_and_gives_all_back():
     half = jnp.zeros((2, 2), jnp.bfloat16)
     tree = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((LARGE // 8, 8)), "d": jnp.float32(7)}, "e": half}

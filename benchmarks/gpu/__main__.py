@@ -24,6 +24,7 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.settings import GROUPS, Settings, dry_run
 
 PARTS = ("floor", "step", "conv", "torch", "determinism", "report")
+WORDS = (*PARTS, "launches", "all")
 MODULES = {"torch": "torch_eager"}
 
 
@@ -45,7 +46,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="+", choices=(*PARTS, "launches", "all"))
+    parser.add_argument("parts", nargs="+", choices=WORDS)
     parser.add_argument("--out", help="the file of lines")
     parser.add_argument("--seconds", type=float, help="time for this command")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
@@ -106,18 +107,22 @@ def _environment(dry: bool, parts: list[str]) -> None:
 
 def _each_in_a_process(parts: tuple[str, ...], arguments: argparse.Namespace, argv: list[str]) -> None:
     started = time.monotonic()
-    options = [word for word in argv if word not in (*PARTS, "all")]
+    options = [word for word in argv if word not in WORDS]
+    failed = False
     for part in parts:
         command = [sys.executable, "-m", "benchmarks.gpu", part, *options]
         if arguments.seconds is not None:
             left = arguments.seconds - (time.monotonic() - started)
             if left <= 0:
                 print(f"# stopped for time before {part}; the same command goes on", file=sys.stderr)
-                return
+                break
             command.append(f"--seconds={left:.0f}")
         status = subprocess.run(command, check=False).returncode
         if status:
             print(f"# {part} ended with status {status}", file=sys.stderr)
+            failed = True
+    if failed:
+        raise SystemExit(1)
 
 
 def _add_machine(record: Record) -> None:

@@ -41,6 +41,10 @@ class Damaged(Exception):
     """A checkpoint that does not verify; the message says what is wrong."""
 
 
+class Unfinished(Damaged):
+    """A checkpoint whose saving was cut short."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -105,7 +109,8 @@ class Checkpoints:
           make_target: gives a state of ``jax.ShapeDtypeStruct`` leaves (or arrays) for a position.
 
         Returns:
-          The state and its position, or None when there is no checkpoint at all.
+          The state and its position, or None when there is no checkpoint at all, or but one that was never finished:
+          a run killed in its first saving begins anew.
 
         Raises:
           UserError: there are checkpoints, but none verifies.
@@ -116,6 +121,9 @@ class Checkpoints:
                 return self._load(position, make_target(position)), position
             except Damaged as problem:
                 self._damaged.append(position)
+                if isinstance(problem, Unfinished) and len(positions) == 1:
+                    self._warn(f"checkpoint {self._folder / position.folder} was not finished, and is the only one")
+                    return None
                 self._warn(f"checkpoint {self._folder / position.folder} is damaged ({problem}); trying an older one")
         if positions:
             raise UserError(
@@ -182,7 +190,7 @@ def _read_manifest(folder: pathlib.Path) -> dict:
         wanted = ("shape", "dtype", "digest")
         return {"leaves": {name: {key: entry[key] for key in wanted} for name, entry in manifest["leaves"].items()}}
     except FileNotFoundError:
-        raise Damaged("it was not finished") from None
+        raise Unfinished("it was not finished") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise Damaged("its manifest is unreadable") from None
 

@@ -58,16 +58,19 @@ class Reporter:
                 file.write(json.dumps(line) + "\n")
 
     def rewind(self, update: int) -> None:
-        """Drops lines later than ``update``: the run was stopped after writing them and will write them again."""
+        """Drops lines later than ``update``: the run was stopped after writing them and will write them again.
+
+        So does a line that cannot be read, say the one that was being written when the process died.
+        """
         if not self._writes or not self._file.exists():
             return
         kept = []
-        for line in self._file.read_text().splitlines():
+        for number, line in enumerate(self._file.read_text(errors="replace").splitlines(), 1):
             try:
                 if json.loads(line)["update"] <= update:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
-                break  # the line that was being written when the process died
+                self.say(f"line {number} of {self._file} cannot be read and is left out")
         partial = self._file.with_suffix(".partial")
         partial.write_text("".join(line + "\n" for line in kept))
         partial.rename(self._file)

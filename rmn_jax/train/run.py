@@ -288,7 +288,10 @@ def _check_same_data(info: data.DatasetInfo, workdir: pathlib.Path) -> None:
 
 
 def write_file(path: pathlib.Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
+    """Writes a small file whole or not at all; into a device or pipe, which has no place to take, as it is."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_text(text)
+        return
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.rename(path)

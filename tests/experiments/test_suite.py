@@ -9,7 +9,7 @@ import time
 import pytest
 
 from experiments import ablations, batch_size, ladder, routers, runs, runtime, suite
-from rmn_jax.config import default_config, validate
+from rmn_jax.config import default_config, from_json, validate
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.four_step import run_training
 from rmn_jax.train.run import Run
@@ -65,6 +65,17 @@ def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
     known = summary["rows"][1]["runs"][0]
     assert known["made"].keys() == {"commit", "date", "device", "processor", "jax"}
     assert {**result, "seconds": 0} == {key: value for key, value in {**known, "seconds": 0}.items() if key != "made"}
+
+
+def test_a_run_without_its_last_line_has_no_result(finished, tmp_path):
+    source = next(path.parent for path in (finished[0] / "runs").glob("*/result.json"))
+    shutil.copytree(source, tmp_path / "run")
+    run = Run(from_json(source / "config.json"), tmp_path / "run", quiet=True)
+    lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert runs.result_of(run)["top1"] == json.loads((source / "result.json").read_text())["top1"]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match="does not have the last epoch"):
+        runs.result_of(run)
 
 
 def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path, monkeypatch):

@@ -124,6 +124,17 @@ def test_an_empty_folder_is_no_checkpoint(checkpoints, tmp_path, said):
     assert len(said) == 1 and "not finished" in said[0]
 
 
+def test_a_run_killed_in_its_first_saving_begins_anew(tmp_path, said):
+    checkpoints = Checkpoints(tmp_path, 2, said.append)
+    cut = tmp_path / "checkpoints" / "update_00000010.step1"
+    (cut / "arrays.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert restore(checkpoints) is None
+    assert len(said) == 1 and "was not finished" in said[0]
+    checkpoints.save(make_state(10), Position(10, 1))
+    assert restore(checkpoints)[1].update == 10
+    assert (cut.with_name(cut.name + ".damaged1")).is_dir()
+
+
 def test_all_damaged_is_said_and_nothing_is_started_over(checkpoints, tmp_path):
     for folder in (tmp_path / "checkpoints").iterdir():
         flip_a_bit(folder)
