@@ -1,11 +1,11 @@
-"""Speed of decoding, side by side on one core: `python -m benchmarks.input [--data_dir=DIR]`.
+"""Speed of decoding on one core, several implementations in turn: ``python -m benchmarks.input [--data_dir=DIR]``.
 
-Two tables of JSON lines, each way measured in turn, five rounds, the median a way:
+Prints one JSON line for each implementation, the median of five rounds:
 
-1. ImageNet-size JPEGs, decode and random resized crop to 224 x 224: ours; plain OpenCV (decode all, cut,
-   resize); Pillow; and `tf.image.decode_and_crop_jpeg` with a resize, where TensorFlow is installed. The
-   images are windows of scikit-learn's two photographs, 500 x 375 (ImageNet's usual size) at quality 90.
-2. Tiny ImageNet from ArrayRecord, read and decoded, where it is prepared.
+1. JPEGs of ImageNet's size, decode and random resized crop to 224x224: ours; OpenCV (decode all, crop, resize); Pillow;
+   and ``tf.image.decode_and_crop_jpeg`` with a resize, if TensorFlow is installed. The images are windows of
+   scikit-learn's two photographs, 500x375 (ImageNet's usual size), at quality 90.
+2. Tiny ImageNet from ArrayRecord, read and decoded, if it is prepared.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROUNDS = 5
 
 
 def photographs(count: int = 48) -> list[bytes]:
-    """Returns JPEGs of 500 x 375: windows of two photographs, all different."""
+    """JPEGs of 500x375: windows of two photographs, all different."""
     encoded = []
     for number in range(count):
         image = Image.fromarray(load_sample_images().images[number % 2])
@@ -62,7 +62,7 @@ def pillow(data: bytes, number: int) -> np.ndarray:
 
 
 def tensorflow() -> Callable[[bytes, int], np.ndarray] | None:
-    """Returns TensorFlow's way, held to one thread, or None where it is not installed."""
+    """TensorFlow's implementation on one thread; None if it is not installed."""
     if importlib.util.find_spec("tensorflow") is None:
         return None
     import tensorflow as tf
@@ -78,14 +78,14 @@ def tensorflow() -> Callable[[bytes, int], np.ndarray] | None:
     return lambda data, number: decode_and_crop(data, tf.constant(_window(number))).numpy()
 
 
-def measure(ways: dict[str, Callable[[], int]]) -> list[dict]:
-    """Times each way in turn, `ROUNDS` times; a way does its work and returns how many images that was."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+def measure(sides: dict[str, Callable[[], int]]) -> list[dict]:
+    """Times all implementations in turn, ``ROUNDS`` times. Each returns the number of images that it decoded."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(ROUNDS + 1):
-        for name, way in ways.items():
+        for name, side in sides.items():
             started = time.process_time()
-            count = way()
-            if round_number:  # the first one warms up
+            count = side()
+            if round_number:  # the first round is a warm-up
                 rates[name].append(count / (time.process_time() - started))
     return [
         {
@@ -99,14 +99,14 @@ def measure(ways: dict[str, Callable[[], int]]) -> list[dict]:
 
 def crops() -> list[dict]:
     images = photographs()
-    ways = {"ours": ours, "opencv": opencv, "pillow": pillow, "tensorflow": tensorflow()}
+    sides = {"ours": ours, "opencv": opencv, "pillow": pillow, "tensorflow": tensorflow()}
 
-    def run(way):
+    def run(side):
         for number, data in enumerate(images):
-            way(data, number)
+            side(data, number)
         return len(images)
 
-    return measure({name: lambda way=way: run(way) for name, way in ways.items() if way is not None})
+    return measure({name: lambda side=side: run(side) for name, side in sides.items() if side is not None})
 
 
 def tiny_imagenet(data_dir: str) -> list[dict]:
@@ -126,10 +126,10 @@ def tiny_imagenet(data_dir: str) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", default="", help="where Tiny ImageNet is prepared")
+    parser.add_argument("--data_dir", default="", help="folder of the prepared Tiny ImageNet")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    if hasattr(os, "sched_setaffinity"):  # one core, so that no way can use another's
+    if hasattr(os, "sched_setaffinity"):  # the same single core for all
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     lines = crops()
     from rmn_jax.data import tfds_source

@@ -1,10 +1,13 @@
-"""RMN with conditional attention on scikit-learn's handwritten digits: the demo, and a run to play with.
+"""ResNet-8 on scikit-learn's handwritten digits: a 4-way RMN with conditional attention. Used by ``make demo``.
 
-    rmn train --config=configs/digits.py --workdir=runs/digits            # the four steps
+    rmn train --config=configs/digits.py --workdir=runs/digits              # RMN, the four phases
     rmn train --config=configs/digits.py:plain --workdir=runs/digits_plain  # the backbone alone
 
-1,437 images of 8x8 pixels for training, 360 held out. Less than a minute each on 2 CPU cores.
-The batch is large for so few images: a unit's batch norm sees a quarter of it, and of 128 it would see too little.
+Needs no download: 1,437 training images of 8x8 pixels, 360 held out. Less than a minute each on 2 CPU cores. Top-1 with
+seed 0: RMN 97.8%, the backbone alone 98.9% (one image is 0.3%).
+
+The batch is large for so few images because batch norm of each unit sees about a quarter of it; a quarter of 128 is too
+few.
 """
 
 from rmn_jax.config import default_config

@@ -1,10 +1,15 @@
-"""EfficientNet-B0 on ImageNet: an 8-way RMN with conditional attention at batch 1024, as the paper trains it.
+"""EfficientNet-B0 on ImageNet: an 8-way RMN with conditional attention (CA), with the paper's hyperparameters.
 
     rmn data prepare imagenet2012 --source FOLDER
     rmn train --config=configs/efficientnet_b0_imagenet.py --workdir=runs/efficientnet_b0_imagenet
 
-``:rmn_no_ca`` leaves the attention out; ``:plain`` is the backbone alone at batch 256. The paper's top-1 accuracies:
-78.08% (RMN with CA), 77.9% (RMN), 76.46% (plain, batch 256), 76.53% (plain, batch 1024).
+Variants: ``PAGE.py:rmn_no_ca`` has no attention; ``PAGE.py:plain`` is the backbone alone, at batch 256.
+Top-1 accuracy in the paper, which trains on 8 V100 GPUs with synchronised batch norm (not reproduced here yet):
+
+    RMN with CA, batch 1024     78.08%
+    RMN, batch 1024             77.9%
+    plain, batch 256            76.46%
+    plain, batch 1024           76.53%
 """
 
 from rmn_jax.config import default_config

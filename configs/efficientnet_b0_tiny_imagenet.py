@@ -1,10 +1,15 @@
-"""EfficientNet-B0 on Tiny ImageNet: an 8-way RMN with conditional attention at batch 1024, as the paper trains it.
+"""EfficientNet-B0 on Tiny ImageNet: an 8-way RMN with conditional attention (CA), with the paper's hyperparameters.
 
     rmn data prepare tiny_imagenet --source tiny-imagenet-200.zip
     rmn train --config=configs/efficientnet_b0_tiny_imagenet.py --workdir=runs/efficientnet_b0_tiny_imagenet
 
-``:rmn_no_ca`` leaves the attention out; ``:plain`` is the backbone alone at batch 256. The paper's top-1 accuracies:
-68.85% (RMN with CA), 68.5% (RMN), 67.14% (plain, batch 256), 65.82% (plain, batch 1024).
+Variants: ``PAGE.py:rmn_no_ca`` has no attention; ``PAGE.py:plain`` is the backbone alone, at batch 256.
+Top-1 accuracy in the paper, which trains on 8 V100 GPUs with synchronised batch norm (not reproduced here yet):
+
+    RMN with CA, batch 1024     68.85%
+    RMN, batch 1024             68.5%
+    plain, batch 256            67.14%
+    plain, batch 1024           65.82%
 """
 
 from rmn_jax.config import default_config

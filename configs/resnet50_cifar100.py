@@ -1,10 +1,15 @@
-"""ResNet-50 on CIFAR-100: an 8-way RMN with conditional attention at batch 1024, as the paper trains it.
+"""ResNet-50 on CIFAR-100: an 8-way RMN with conditional attention (CA), with the paper's hyperparameters.
 
     rmn data prepare cifar100 --source cifar-100-binary.tar.gz
     rmn train --config=configs/resnet50_cifar100.py --workdir=runs/resnet50_cifar100
 
-``:rmn_no_ca`` leaves the attention out; ``:plain`` is the backbone alone at batch 256. The paper's top-1 accuracies:
-79.06% (RMN with CA), 78.4% (RMN), 77.53% (plain, batch 256), 73.02% (plain, batch 1024).
+Variants: ``PAGE.py:rmn_no_ca`` has no attention; ``PAGE.py:plain`` is the backbone alone, at batch 256.
+Top-1 accuracy in the paper, which trains on 8 V100 GPUs with synchronised batch norm (not reproduced here yet):
+
+    RMN with CA, batch 1024     79.06%
+    RMN, batch 1024             78.4%
+    plain, batch 256            77.53%
+    plain, batch 1024           73.02%
 """
 
 from rmn_jax.config import default_config

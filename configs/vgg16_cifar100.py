@@ -1,10 +1,15 @@
-"""VGG-16 on CIFAR-100: an 8-way RMN with conditional attention at batch 1024, as the paper trains it.
+"""VGG-16 on CIFAR-100: an 8-way RMN with conditional attention (CA), with the paper's hyperparameters.
 
     rmn data prepare cifar100 --source cifar-100-binary.tar.gz
     rmn train --config=configs/vgg16_cifar100.py --workdir=runs/vgg16_cifar100
 
-``:rmn_no_ca`` leaves the attention out; ``:plain`` is the backbone alone at batch 256. The paper's top-1 accuracies:
-75.74% (RMN with CA), 74.6% (RMN), 73.16% (plain, batch 256), 70.55% (plain, batch 1024).
+Variants: ``PAGE.py:rmn_no_ca`` has no attention; ``PAGE.py:plain`` is the backbone alone, at batch 256.
+Top-1 accuracy in the paper, which trains on 8 V100 GPUs with synchronised batch norm (not reproduced here yet):
+
+    RMN with CA, batch 1024     75.74%
+    RMN, batch 1024             74.6%
+    plain, batch 256            73.16%
+    plain, batch 1024           70.55%
 """
 
 from rmn_jax.config import default_config

@@ -1,10 +1,15 @@
-"""VGG-16 on ImageNet: an 8-way RMN with conditional attention at batch 1024, as the paper trains it.
+"""VGG-16 on ImageNet: an 8-way RMN with conditional attention (CA), with the paper's hyperparameters.
 
     rmn data prepare imagenet2012 --source FOLDER
     rmn train --config=configs/vgg16_imagenet.py --workdir=runs/vgg16_imagenet
 
-``:rmn_no_ca`` leaves the attention out; ``:plain`` is the backbone alone at batch 256. The paper's top-1 accuracies:
-76.16% (RMN with CA), 74.8% (RMN), 72.92% (plain, batch 256), 72.76% (plain, batch 1024).
+Variants: ``PAGE.py:rmn_no_ca`` has no attention; ``PAGE.py:plain`` is the backbone alone, at batch 256.
+Top-1 accuracy in the paper, which trains on 8 V100 GPUs with synchronised batch norm (not reproduced here yet):
+
+    RMN with CA, batch 1024     76.16%
+    RMN, batch 1024             74.8%
+    plain, batch 256            72.92%
+    plain, batch 1024           72.76%
 """
 
 from rmn_jax.config import default_config

@@ -1,1 +1,4 @@
-"""One script a table or figure of the paper; run from the checkout as ``python -m experiments.NAME``."""
+"""The paper's tables and figures, and questions beyond them: one script each, ``python -m experiments.NAME``.
+
+Run from the root of the checkout; ``experiments/README.md`` lists the scripts.
+"""

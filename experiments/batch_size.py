@@ -1,13 +1,17 @@
-"""Supplementary Table 1, batch size: the plain network at a small and a large batch, and the RMN at the large one.
+"""Batch size (supplementary Table 1): the plain network at a small and a large batch, the RMN at the large one.
 
-    python -m experiments.batch_size --scale=cpu      # real images, about an hour and a half on 2 CPU cores
+    python -m experiments.batch_size --scale=cpu      # about an hour and a half on 2 CPU cores
     python -m experiments.batch_size --scale=paper --backbone=resnet50 --benchmark=cifar100
 
-``--scale=paper`` has the paper's rows: Original at 256 and 1024, RMN with and without CA at 1024, all at one learning
-rate. ``--scale=cpu`` asks the same of 20 classes of Tiny ImageNet at 16x16 with a slim ResNet-10 and N = 4, at 128 and
-256 (the large batch is the small one times N / 2, as in the paper), with random routing beside it: what N times the
-parameters give without any memory; and two rows that tell why: squeeze-and-excitation without routing, and a unit's
-gradient averaged over its own inputs instead of the batch.
+``--scale=paper`` has the paper's rows: Original at batches 256 and 1024, RMN with and without CA at 1024, all at one
+learning rate. ``--scale=cpu`` has the same rows for 20 classes of Tiny ImageNet at 16x16, a slim ResNet-10 and N = 4.
+Its batches are 128 and 256; as in the paper, the large batch is the small one times N / 2.
+
+Three more rows at CPU scale help to explain a difference:
+
+    random routing             N times the parameters without memories
+    Original with SE           squeeze-and-excitation without routing
+    own gradient               each unit's gradient is a mean over the unit's inputs, not over the batch
 """
 
 import sys
@@ -23,7 +27,6 @@ def cpu_rows() -> list[suite.Row]:
         suite.Row("RMN, batch 256", suite.cpu_config("rmn_no_ca")),
         suite.Row("RMN with CA, batch 256", suite.cpu_config("rmn")),
         suite.Row("Random routing, batch 256", suite.cpu_config("rmn_no_ca", model__router="random")),
-        # Why rows differ: attention without routing, and routing without the share in a unit's gradient.
         suite.Row("Original with SE, batch 256", suite.cpu_config("plain", batch_size=256, model__attention="se")),
         suite.Row("RMN, own gradient, batch 256", suite.cpu_config("rmn_no_ca", unit_gradient="own")),
     ]

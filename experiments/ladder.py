@@ -1,10 +1,11 @@
-"""The paper's rows for an accelerator, the most telling first, in slices that go on where the last one stopped.
+"""The paper's Tiny ImageNet rows on an accelerator, the most informative rows first, in time slices.
 
-    python -m experiments.ladder --minutes=8      # again and again, until it ends with the table and status 0
+    python -m experiments.ladder --minutes=8      # repeat it until it prints the table and exits with status 0
 
-Tiny ImageNet with the paper's hyperparameters: ResNet-18 with all four rows, then RMN with CA beside Original for the
-other backbones (one alone with ``--backbone``). A slice that is over saves and ends with status 75. The curve and row
-of each run are in the results file as soon as it ends, and its epochs in ``WORKDIR/ROW-SEED-*/metrics.jsonl``.
+Each call continues where the last one stopped; when its time is over it saves and exits with status 75. The rows have
+the paper's hyperparameters: all four for ResNet-18, then RMN with CA and Original for the other backbones
+(``--backbone`` takes one of them alone). A finished run is in the results file at once. The epochs of a run in progress
+are in ``WORKDIR/ROW-SEED-*/metrics.jsonl``.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from experiments import suite
 from experiments.paper import top1
 
-# In order of value: the claim, what it is measured against, then the rest.
+# The paper's claim first, then its baselines, then the other backbones.
 ORDER = [
     ("resnet18", "rmn"),
     ("resnet18", "plain_256"),
@@ -35,14 +36,14 @@ NAMES = {
 
 
 def rows(benchmark: str, only: str | None = None) -> list[suite.Row]:
-    """The ladder's rows, or those of one backbone."""
+    """The rows in order; with ``only``, those of one backbone."""
     found = []
     for backbone, kind in ORDER:
         if only not in (None, backbone):
             continue
         page = argparse.Namespace(backbone=backbone, benchmark=benchmark)
         variant = kind.split("_")[0] if kind.startswith("plain") else kind
-        # A checkpoint of a routed network takes seconds; a slice that is over saves all the same.
+        # Saving a routed network takes seconds. A slice whose time is over saves in any case.
         settings = {"checkpoint__every_epochs": 10} | ({"batch_size": 1024} if kind == "plain_1024" else {})
         config = suite.paper_config(page, variant, **settings)
         found.append(suite.Row(f"{backbone}: {NAMES[kind]}", config, top1(benchmark, backbone)[kind]))

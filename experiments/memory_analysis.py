@@ -1,13 +1,13 @@
-"""The paper's memory analysis: what the memories of a 4-way RMN on Tiny ImageNet stand for, stage by stage.
+"""Memory analysis (supplementary material): what the memories of a 4-way RMN on Tiny ImageNet represent at each stage.
 
     python -m experiments.memory_analysis --scale=cpu       # 20 classes at 16x16, about five minutes on 2 CPU cores
-    python -m experiments.memory_analysis --scale=paper     # ResNet-18, 200 classes, 120 epochs: wants an accelerator
-    python -m experiments.memory_analysis --run runs/r18    # of a run that is there
+    python -m experiments.memory_analysis --scale=paper     # ResNet-18, 200 classes, 120 epochs: needs an accelerator
+    python -m experiments.memory_analysis --run runs/r18    # analyse an existing run
 
-Trains the network unless it is there (started again, it goes on where it stopped) and leaves in its folder a figure and
-a page of each memory's nearest validation images, and with ``--scale`` the figures of ``experiments/results``: the
-units' loads, and how much of the routing an image's class, mean colour and edges explain. The paper finds that
-memories of early stages gather low-level looks and those of later ones meanings.
+Trains the network, or resumes or reads the run if there is one. Writes to the run's folder a figure and an HTML page
+with the validation images nearest to each memory. Writes to ``experiments/results`` (for ``--scale``) the load of each
+unit, and how much of the routing is explained by an image's class, mean colour and edges. The paper finds that memories
+of early stages collect images of similar low-level appearance, and those of later stages images of similar meaning.
 """
 
 import argparse
@@ -22,11 +22,13 @@ from experiments import suite
 from experiments.runs import as_published, commit, folder_of, run_once
 from rmn_jax import config as configuration
 from rmn_jax.analysis import report
-from rmn_jax.analysis.study import read_metrics, study
+from rmn_jax.analysis.study import study
 from rmn_jax.bench.measure import machine
-from rmn_jax.commands import load_config
+from rmn_jax.cli.pages import load_config
 from rmn_jax.errors import UserError
-from rmn_jax.train.run import CONFIG_FILE, Run, write_file
+from rmn_jax.files import write_file
+from rmn_jax.training.progress import METRICS_FILE, read_metrics
+from rmn_jax.training.run import CONFIG_FILE, Run
 
 PAGE = pathlib.Path(__file__).parent.parent / "configs" / "resnet18_tiny_imagenet.py"
 
@@ -38,34 +40,38 @@ def main() -> int:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = suite.Parser("memory_analysis", __doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=("cpu", "paper"), help="what to train (default: cpu)")
-    parser.add_argument("--workdir", type=suite.path, help="default: runs/experiments_SCALE")
-    parser.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
-    parser.add_argument("--top_k", type=int, default=8, help="images a memory (default: 8)")
-    parser.add_argument("--run", type=suite.path, help="the folder of `rmn train`; nothing is trained")
-    parser.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
+    parser.add_argument("--scale", choices=("cpu", "paper"), help="the network to train (default: cpu)")
+    parser.add_argument("--workdir", type=suite.path, help="folder of runs (default: runs/experiments_SCALE)")
+    parser.add_argument("--data_dir", default="", help="folder of the prepared data set (default: tfds's folder)")
+    parser.add_argument("--top_k", type=int, default=8, help="images shown for each memory (default: 8)")
+    parser.add_argument("--run", type=suite.path, help="analyse the run in this folder of `rmn train`; train nothing")
+    parser.add_argument("--epochs", type=int, default=0, help="for a trial: another number of epochs")
     parser.add_argument(
         "--out",
-        type=pathlib.Path,
-        help="default: experiments/results/memory_analysis_SCALE.json; with --run alone: memory_analysis.json in it, "
-        "with --epochs: WORKDIR/memory_analysis_trial.json",
+        type=suite.path,
+        help="results file (default: experiments/results/memory_analysis_SCALE.json; with --run alone: "
+        "RUN/memory_analysis.json; with --epochs: WORKDIR/memory_analysis_trial.json)",
     )
     return parser.parse_args(words)
 
 
 def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains or opens the run, writes its figure, page and results, prints the table."""
+    """Trains or opens the run, writes its figure, HTML page and results file, prints the table.
+
+    Raises:
+      UserError: see ``Run``. Or ``--top_k`` is not positive, or the run has no memories yet.
+    """
     if arguments.top_k < 1:
         raise UserError(f"--top_k is {arguments.top_k}; it must be 1 or more.")
-    run = open_run(arguments) if arguments.run else train(arguments)
+    run = existing_run(arguments) if arguments.run else train(arguments)
     found = run.restore()
-    if found is None or found[1].step <= 1:
-        raise UserError(f"{run.workdir} is not routed (yet): only a run past step 3 has memories to look into.")
+    if found is None or not found[1].phase.routed:
+        raise UserError(f"{run.workdir} has no memories: it is a plain run, or not yet past phase 3.")
     started = time.perf_counter()
     studied = study(run, found[0], arguments.top_k)
     written = report.write(studied, run.workdir)
-    lines = read_metrics(run.workdir / "metrics.jsonl")
-    training = sum(line["seconds_per_update"] for line in lines) * run.updates_per_epoch
+    lines = read_metrics(run.workdir / METRICS_FILE)
+    training = sum(line["seconds_per_step"] for line in lines) * run.steps_per_epoch
     results = {
         "experiment": "memory_analysis",
         "command": f"python -m experiments.memory_analysis --scale={arguments.scale or 'cpu'}",
@@ -87,7 +93,7 @@ def analyse(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(arguments: argparse.Namespace) -> Run:
-    """The run of this scale, at its end."""
+    """The finished run of this scale."""
     scale = arguments.scale or "cpu"
     if scale == "cpu":
         config = suite.cpu_config("rmn")  # the row "RMN with CA" of experiments.batch_size
@@ -101,8 +107,8 @@ def train(arguments: argparse.Namespace) -> Run:
     return Run(config, folder_of(config, root, "rmn_with_ca"))
 
 
-def open_run(arguments: argparse.Namespace) -> Run:
-    """The run in ``--run``, with its data where ``--data_dir`` says."""
+def existing_run(arguments: argparse.Namespace) -> Run:
+    """The run in ``--run``, with its data set in ``--data_dir``."""
     config = configuration.from_json(arguments.run / CONFIG_FILE)
     if arguments.data_dir:
         config.data.data_dir = arguments.data_dir
@@ -110,7 +116,7 @@ def open_run(arguments: argparse.Namespace) -> Run:
 
 
 def results_file(arguments: argparse.Namespace) -> pathlib.Path:
-    """Some run's analysis takes the place of a scale's results only where that scale is named."""
+    """The results file. The analysis of ``--run`` replaces the published results only if ``--scale`` is given too."""
     if arguments.out:
         return arguments.out
     if arguments.run and not arguments.scale:
@@ -121,15 +127,19 @@ def results_file(arguments: argparse.Namespace) -> pathlib.Path:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers with four decimals, in whatever they are nested."""
+    """A nested value with all floating-point numbers rounded to four decimals."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
 
 def to_markdown(stages: list[dict[str, Any]]) -> str:
-    """A row a stage: shares of the units, and of each measure the share it explains beyond chance and its nats."""
-    head = ("stage", "load of each PU", "dead PUs", *(f"explained by {name}" for name in report.NAMES.values()))
+    """The table as Markdown, one row for each stage.
+
+    Columns: load of the units, dead units, and for each measure the share of the routing that it explains beyond
+    chance, with the mutual information in nats.
+    """
+    head = ("stage", "load of each unit", "dead units", *(f"explained by {name}" for name in report.NAMES.values()))
     lines = ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for stage in stages:
         total = sum(stage["load"])

@@ -1,4 +1,4 @@
-"""The accuracies and times that the paper prints, which the experiments put beside their own."""
+"""Accuracies and times printed in the paper. The experiments show them beside their own results."""
 
 # Top-1 in per cent, N = 8: Original at batches 256 and 1024, RMN with and without CA at 1024.
 _COLUMNS = ("plain_256", "plain_1024", "rmn", "rmn_no_ca")
@@ -17,10 +17,10 @@ _TOP1 = {
     ("imagenet", "efficientnet_b0"): (76.46, 76.53, 78.08, 77.9),
 }
 
-# ResNet-18 on Tiny ImageNet, N = 8: what attention alone, routing alone and both give (the paper's Table 1).
+# Top-1 in per cent, ResNet-18 on Tiny ImageNet, N = 8: attention alone, routing alone, both (Table 1).
 ATTENTION_TOP1 = {"plain": 61.6, "plain_se": 63.3, "rmn_no_ca": 64.3, "rmn_se": 65.5, "rmn": 66.5}
 
-# Milliseconds an image of 224x224 on a Xeon 8255C: plain, RMN, RMN with CA; N = 8.
+# Milliseconds for one image of 224x224 pixels on a Xeon 8255C, N = 8: plain, RMN, RMN with CA.
 RUNTIME = {
     "resnet18": (25.1, 26.4, 27.1),
     "resnet50": (51.6, 54.2, 55.2),
@@ -29,5 +29,5 @@ RUNTIME = {
 
 
 def top1(benchmark: str, backbone: str) -> dict[str, float]:
-    """Per cent by ``plain_256``, ``plain_1024``, ``rmn`` and ``rmn_no_ca``."""
+    """Top-1 in per cent of ``plain_256``, ``plain_1024``, ``rmn`` and ``rmn_no_ca``."""
     return dict(zip(_COLUMNS, _TOP1[benchmark, backbone], strict=True))

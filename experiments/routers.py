@@ -1,11 +1,11 @@
-"""Nearest memory against other routers on the same dispatch and schedule, and against a wider plain network.
+"""Routers compared: nearest memory, a learned gate, a fixed hash and random units; and a wider plain network.
 
     python -m experiments.routers --scale=cpu
     python -m experiments.routers --scale=paper
 
-Random units, a fixed hash of the image, a learned top-1 gate with a load-balancing loss (of the usual weight 0.01, and
-of ten times that), nearest memory; none has attention. They cost the same multiply-adds. The wide plain network has
-about the parameters of the RMN, and the multiply-adds that come with them.
+All routers have the same units, schedule and number of multiply-adds; none has attention. The learned top-1 gate has a
+load-balancing loss, with the usual weight 0.01 and with 0.1. The wide plain network has about as many parameters as the
+RMN, and so more multiply-adds.
 """
 
 import sys
@@ -24,10 +24,11 @@ ROUTERS: tuple[tuple[str, dict], ...] = (
 
 def rows(arguments) -> list[suite.Row]:
     if arguments.scale == "cpu":
-        make, paper, wide = suite.cpu_config, {}, 32  # N = 4 times the parameters are twice the width
+        make, paper, wide = suite.cpu_config, {}, 32  # twice the width has N = 4 times the parameters
     else:
         paper = top1(arguments.benchmark, arguments.backbone)
-        wide = 184 if arguments.backbone.startswith("resnet") else 0  # 64 times the root of N = 8, by a multiple of 8
+        # 64 sqrt(8) = 181, rounded up to a multiple of 8, has about N = 8 times the parameters. Only for ResNets.
+        wide = 184 if arguments.backbone.startswith("resnet") else 0
 
         def make(variant, **settings):
             return suite.paper_config(arguments, variant, **settings)

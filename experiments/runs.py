@@ -1,4 +1,7 @@
-"""One run of an experiment: trained to its end once, resumed or read; step 1 shared by runs that agree in it."""
+"""One run of an experiment: trained once, resumed if it was stopped, read if it is finished.
+
+Runs whose phase 1 is the same share its training: it runs once in ``ROOT/stems/`` and is copied.
+"""
 
 import contextlib
 import fcntl
@@ -17,40 +20,53 @@ from ml_collections import ConfigDict
 
 from rmn_jax import config as configuration
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
-from rmn_jax.analysis.study import read_metrics
 from rmn_jax.bench.measure import machine
 from rmn_jax.errors import Preempted, UserError
-from rmn_jax.four_step import run_training
-from rmn_jax.train.run import CONFIG_FILE, Run, write_file
+from rmn_jax.files import write_file
+from rmn_jax.routing import ROUTERS
+from rmn_jax.training.phases import run_training
+from rmn_jax.training.progress import METRICS_FILE, read_metrics
+from rmn_jax.training.run import CONFIG_FILE, Run
+from rmn_jax.training.state import Phase
+from rmn_jax.training.stopping import StopRequest
 
 RESULT_FILE = "result.json"
 
 
 def with_settings(config: ConfigDict, **settings: Any) -> ConfigDict:
-    """A copy with other values, with two underscores for a dot."""
+    """A copy of a configuration with other values. In a keyword, two underscores stand for a dot."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
     return config
 
 
 def as_published(config: ConfigDict) -> dict[str, Any]:
-    """The configuration for a results file, without where this machine keeps its data."""
+    """The configuration as stored in a results file: without the paths of this machine's data."""
     return json.loads(configuration.to_json(with_settings(config, data__data_dir="", data__path="")))
 
 
 def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) -> dict[str, Any]:
-    """A run's result, from its ``result.json`` or by training; see ``result_of`` and ``folder_of``.
+    """The result of a run: read from its ``result.json``, or trained (resumed) and written there.
+
+    Args:
+      config: complete, with the seed.
+      root: the folder of all runs of a scale.
+      slug: the row's name, for a new folder.
+      until: time of ``time.monotonic()`` at which to stop.
+
+    Returns:
+      See ``result_of``; ``made`` is added (see ``made``).
 
     Raises:
-      UserError: see ``Run``; another process trains this run, or the step 1 it shares.
-      Preempted: asked to stop, or past ``until``.
+      UserError: see ``Run``. Or another process trains this run, or the phase 1 that it shares.
+      Preempted: asked to stop, or the time is over. The state is saved; the same call goes on.
     """
     workdir = folder_of(config, root, slug)
     result = known_result(workdir)
     if result is not None:
         return result
     print(f"\n{workdir.name}", file=sys.stderr, flush=True)
-    with _alone(root, workdir.name):
+    with lock(root, workdir.name):
         if not (workdir / "checkpoints").exists():
             _copy_stem(config, root, workdir, until)
         run = Run(config, workdir)
@@ -62,33 +78,43 @@ def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) ->
 
 
 def folder_of(config: ConfigDict, root: pathlib.Path, slug: str) -> pathlib.Path:
-    """Where a configuration's run is, whichever experiment's row began it, or else will be.
+    """The folder of a configuration's run: an existing one, finished ones first, or the name of a new one.
 
-    Configurations are compared but for ``FREE_KEYS``, with today's defaults for keys that a stored one does not have.
+    An existing folder may have been started by another experiment or by an earlier release.
+    """
+    same = existing_folders(config, root)
+    finished = [folder for folder in same if (folder / RESULT_FILE).exists()]
+    return (finished + same + [root / f"{slug}-{config.seed}-{digest(config)}"])[0]
+
+
+def existing_folders(config: ConfigDict, root: pathlib.Path) -> list[pathlib.Path]:
+    """Folders in ``root`` with a run of this configuration.
+
+    Folder names do not matter: a digest changes when a key gets a new name. Configurations are compared without
+    ``FREE_KEYS``. A stored one is brought up to date first: renamed keys are mapped, missing keys get their defaults.
     """
     same = []
     for path in sorted(root.glob(f"*/{CONFIG_FILE}")):
-        with contextlib.suppress(UserError):  # a damaged one is nobody's
+        with contextlib.suppress(UserError):  # a damaged configuration matches nothing
             if not configuration.differences(configuration.from_json(path), config):
                 same.append(path.parent)
-    finished = [folder for folder in same if (folder / RESULT_FILE).exists()]
-    return (finished + same + [root / f"{slug}-{config.seed}-{_digest(config)}"])[0]
+    return same
 
 
 def known_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result of the finished run in this folder, or None."""
+    """The result of the run in this folder; None if it is not finished."""
     path = workdir / RESULT_FILE
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def made() -> dict[str, str]:
-    """When, on what and from which commit a run was finished."""
+    """Commit, date, device, processor and version of JAX, as a run ends."""
     about = machine()
     return {"commit": commit(), **{key: str(about[key]) for key in ("date", "device", "processor", "jax")}}
 
 
 def commit() -> str:
-    """The checkout's commit, with a plus if files differ from it; "unknown" outside a checkout."""
+    """The checkout's short commit, with "+" if tracked files differ from it; "unknown" outside a checkout."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent.parent)]
     run = functools.partial(subprocess.run, capture_output=True, text=True, check=True)
     try:
@@ -100,40 +126,42 @@ def commit() -> str:
 
 
 @contextlib.contextmanager
-def _alone(root: pathlib.Path, name: str):
-    """Keeps other processes out of a folder below ``root``; the lock goes with the process that holds it."""
+def lock(root: pathlib.Path, name: str):
+    """Locks a run's folder against other processes. The lock ends with the process, however it ends."""
     path = root / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    with path.open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process trains {root / name}; wait for it, or give another --workdir.") from None
         yield
 
 
-def _digest(config: ConfigDict) -> str:
+def digest(config: ConfigDict) -> str:
+    """A short digest of the keys that the results depend on, for the name of a new folder."""
     return hashlib.sha256(json.dumps(configuration.binding(config), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
-    """Trains step 1 once for all rows that share it, and copies it to where a run expects its own."""
+    """Trains phase 1 once for all runs that share it, and copies its checkpoints and metrics into a run's folder."""
     if not 0 < config.stem_epochs < config.epochs:
         return
     shared = stem_config(config)
-    stem = root / "stems" / _digest(shared)
-    with _alone(root, f"stem-{stem.name}"):
+    stem = [*existing_folders(shared, root / "stems"), root / "stems" / digest(shared)][0]
+    with lock(root, f"stem-{stem.name}"):
         if not (stem / "finished").exists():
-            run = _StemRun(shared, stem)
+            run = Run(shared, stem)
+            run.stop = stop = _StopAt(run.stem_steps)
             try:
                 with _Deadline(run, until):
                     run_training(run)
             except Preempted:
-                if not run.reached_end:
+                if not stop.arrived:
                     raise
             (stem / "finished").touch()
     workdir.mkdir(parents=True, exist_ok=True)
-    shutil.copy(stem / "metrics.jsonl", workdir)
+    shutil.copy(stem / METRICS_FILE, workdir)
     partial = workdir / "checkpoints.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(stem / "checkpoints", partial)
@@ -141,7 +169,10 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
 
 
 def stem_config(config: ConfigDict) -> ConfigDict:
-    """The same for two configurations exactly if their step 1 is: what it does not depend on as by default."""
+    """The configuration of a run's phase 1: keys that phase 1 does not depend on are set to their defaults.
+
+    Two runs share phase 1 exactly if this is the same for both.
+    """
     plain = configuration.default_config()
     unused = {
         "method": "rmn",
@@ -150,25 +181,27 @@ def stem_config(config: ConfigDict) -> ConfigDict:
         "model__memory_momentum": plain.model.memory_momentum,
         "model__metric": plain.model.metric,
     }
-    if config.model.router != "learned":  # whose gates are parameters from the start
+    if not ROUTERS[config.model.router].has_parameters:
         unused["model__router"] = plain.model.router
-        if config.model.attention != "conditional":  # whose random condition is one of N
+        if config.model.attention != "conditional":  # in phase 1 its condition is one of N, at random
             unused["model__num_units"] = plain.model.num_units
     return with_settings(config, **unused)
 
 
-class _StemRun(Run):
-    """A run that stops, saved, where step 1 ends."""
+class _StopAt(StopRequest):
+    """Stops a run after a number of steps; its state is saved."""
 
-    reached_end = False
+    def __init__(self, step: int):
+        super().__init__()
+        self._step, self.arrived = step, False
 
-    def should_stop(self, update: int, step: int) -> bool:
-        self.reached_end = update == self.stem_updates
-        return self.reached_end or super().should_stop(update, step)
+    def reached(self, step: int, phase: Phase) -> bool:
+        self.arrived = step == self._step
+        return self.arrived or super().reached(step, phase)
 
 
 class _Deadline:
-    """Asks a run to stop when the time is over."""
+    """Within this context, a timer asks the run to stop at the time ``until`` of ``time.monotonic()``."""
 
     def __init__(self, run: Run, until: float):
         self._timer = threading.Timer(max(0.0, min(until - time.monotonic(), threading.TIMEOUT_MAX)), self._stop)
@@ -176,7 +209,7 @@ class _Deadline:
         self._run = run
 
     def _stop(self) -> None:
-        self._run.stop_requested = True
+        self._run.stop.requested = True
 
     def __enter__(self):
         self._timer.start()
@@ -186,20 +219,24 @@ class _Deadline:
 
 
 def result_of(run: Run) -> dict[str, Any]:
-    """What a finished run's ``metrics.jsonl`` says: accuracies in per cent, the last epoch's loads, seconds, curve.
+    """The result of a finished run, from its ``metrics.jsonl``.
+
+    Returns:
+      Of the last epoch: accuracies in per cent, losses, and of each stage load, dead units and entropy in nats.
+      ``seconds`` of all training steps together; ``curve`` has ``[epoch, top-1]`` of each evaluation.
 
     Raises:
-      UserError: it has no line of the last epoch.
+      UserError: the file has no line of the last epoch.
     """
-    lines = read_metrics(run.workdir / "metrics.jsonl")
+    lines = read_metrics(run.workdir / METRICS_FILE)
     if not lines or lines[-1]["epoch"] != run.config.epochs:
         raise UserError(
-            f"{run.workdir / 'metrics.jsonl'} does not have the last epoch of its finished run; "
+            f"{run.workdir / METRICS_FILE} does not have the last epoch of its finished run; "
             f"move {run.workdir} away to train it again."
         )
     last = lines[-1]
     routed = run.config.method == "rmn"
-    variables = run.state_shapes(routed).variables
+    variables = run.networks.state_shapes(routed).variables
     return {
         "seed": run.config.seed,
         "top1": round(100 * last["eval_top1"], 2),
@@ -208,10 +245,10 @@ def result_of(run: Run) -> dict[str, Any]:
         "train_top1": round(100 * last["train_top1"], 2),
         "train_loss": round(last["train_loss"], 4),
         "parameters": count_parameters(variables),
-        "multiply_adds": count_multiply_adds(run.model(routed), run.info.image_shape[0]),
+        "multiply_adds": count_multiply_adds(run.networks.model(routed), run.info.image_shape[0]),
         "dead_units": [load.count(0) for load in last["eval_load"]] if routed else [],
         "load": last["eval_load"],
         "entropy": [round(value, 3) for value in last["entropy"]],
-        "seconds": round(sum(line["seconds_per_update"] for line in lines) * run.updates_per_epoch),
+        "seconds": round(sum(line["seconds_per_step"] for line in lines) * run.steps_per_epoch),
         "curve": [[line["epoch"], round(100 * line["eval_top1"], 2)] for line in lines if "eval_top1" in line],
     }

@@ -1,15 +1,16 @@
-"""Supplementary runtime table: one image at 224x224 through plain, RMN and RMN with CA, and their ratio.
+"""Runtime (supplementary table): inference on one image at 224x224, plain, RMN and RMN with CA, N = 8.
 
     python -m experiments.runtime --data=tiny_imagenet --data_dir=D        # validation images, scaled to 224
-    python -m experiments.runtime                                          # noise for images: needs no data set
+    python -m experiments.runtime                                          # noise as images: needs no data set
     python -m experiments.runtime --data=imagenet2012 --images=5000
 
-The first writes ``experiments/results/runtime.json``; other images, rounds or backbones go to
-``runs/runtime_trial.json``, unless ``--out`` says where.
+The first command writes ``experiments/results/runtime.json``. With other images, rounds or backbones the results go to
+``runs/runtime_trial.json``; ``--out`` names another file.
 
-All sides take the same images in turn, in one process, N = 8; the weights are initial ones and the memories lie at the
-features of some of the images, so that all units are used: time does not depend on what the weights are. Where PyTorch
-is installed, its eager channels-last network stands beside them. Absolute times belong to one machine; compare ratios.
+All networks run in one process and take the same images in turn. Weights have their initial values, because the time
+does not depend on them. The memories are features of some of the images, so that every unit is used. If PyTorch is
+installed, its eager network in channels-last layout is timed as well. Absolute times hold for one machine only; compare
+ratios.
 """
 
 import argparse
@@ -25,12 +26,13 @@ from experiments.paper import RUNTIME
 from experiments.runs import commit
 from rmn_jax.bench.latency import bench_latency
 from rmn_jax.bench.measure import check_writable, machine
+from rmn_jax.cli.arguments import positive
 from rmn_jax.config import default_config
-from rmn_jax.main import positive
+from rmn_jax.files import write_file
 
 BACKBONES = ("resnet18", "resnet50", "efficientnet_b0", "vgg16_bn")
 SIZE = 224
-# What the published results are of.
+# The arguments of the published results.
 PUBLISHED = {"data": "tiny_imagenet", "images": 40, "rounds": 30, "backbones": BACKBONES}
 
 
@@ -68,13 +70,13 @@ def run(arguments) -> None:
         "paper_milliseconds": RUNTIME,
         "lines": lines,
     }
-    out.write_text(json.dumps(summary, indent=1) + "\n")
+    write_file(out, json.dumps(summary, indent=1) + "\n")
     print(to_markdown(lines))
     print(json.dumps({"results": str(out)}))
 
 
 def default_out(arguments) -> pathlib.Path:
-    """Where results go: only the documented measurement takes the published ones' place."""
+    """The results file. Only the arguments in ``PUBLISHED`` replace the published results."""
     given = {**vars(arguments), "backbones": tuple(arguments.backbones)}
     if all(given[name] == value for name, value in PUBLISHED.items()):
         return suite.RESULTS / "runtime.json"
@@ -82,10 +84,10 @@ def default_out(arguments) -> pathlib.Path:
 
 
 def to_markdown(lines: list[dict]) -> str:
-    """Median milliseconds and the ratio to plain with its quartiles, beside the paper's."""
+    """The table as Markdown: median milliseconds, ratio to the plain network with quartiles, the paper's figures."""
     rows = [
         "",
-        "| backbone | | ms | ratio to plain (quartiles) | paper, ms | paper, ratio |",
+        "| backbone | network | ms | ratio to plain (quartiles) | ms in the paper | ratio in the paper |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for line in lines:
@@ -101,15 +103,16 @@ def to_markdown(lines: list[dict]) -> str:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = suite.Parser("runtime", __doc__.splitlines()[0])
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
-    parser.add_argument("--rounds", type=positive, default=30, help="images timed of each side (default: 30)")
-    parser.add_argument("--data", default="", help="a prepared data set, whose evaluation images are used")
-    parser.add_argument("--data_dir", default="", help="where that is (default: tfds's folder)")
-    parser.add_argument("--images", type=positive, default=40, help="how many of them (default: 40)")
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES, help="default: all")
+    parser.add_argument("--rounds", type=positive, default=30, help="timed calls for each network (default: 30)")
+    parser.add_argument("--data", default="", help="prepared data set whose evaluation images to use (default: noise)")
+    parser.add_argument("--data_dir", default="", help="folder of that data set (default: tfds's folder)")
+    parser.add_argument("--images", type=positive, default=40, help="number of these images (default: 40)")
     parser.add_argument(
         "--out",
         type=suite.path,
-        help="default: experiments/results/runtime.json for what is documented, else runs/runtime_trial.json",
+        help="results file (default: experiments/results/runtime.json for --data=tiny_imagenet and no other setting, "
+        "else runs/runtime_trial.json)",
     )
     return parser.parse_args(words)
 

@@ -1,9 +1,9 @@
-"""What the experiments share: rows of runs over seeds, each run finished once, and the table they end in.
+"""Shared by the experiments: the command line, configurations at CPU and paper scale, training all rows, the table.
 
-An experiment is a list of ``Row``s. ``run_rows`` trains every row with every seed, all rows of the first seed first,
-and writes the results file after each run, so that whatever stops it leaves what is known. Started again it goes on:
-finished runs are read, an unfinished one resumes. A configuration is trained once, however many experiments have it as
-a row, and rows that agree in everything that step 1 depends on share its training: it is run once and copied.
+An experiment is a list of ``Row``s. ``run_rows`` trains every row with every seed: first all rows with the first seed,
+then with the next. It writes the results file after each run, so nothing is lost when it is stopped. Started again, it
+reads finished runs and resumes the unfinished one. Two rows with the same configuration, also of different experiments,
+are one run. See ``experiments.runs`` for a single run.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 from experiments.runs import as_published, commit, folder_of, known_result, run_once, with_settings
 from rmn_jax import config as configuration
 from rmn_jax.bench.measure import machine
-from rmn_jax.commands import load_config
+from rmn_jax.cli.arguments import filled, plainly
+from rmn_jax.cli.pages import load_config
 from rmn_jax.errors import Preempted, UserError
-from rmn_jax.main import filled, plainly
-from rmn_jax.train.run import write_file
+from rmn_jax.files import write_file
 
 ROOT = pathlib.Path(__file__).parent
 RESULTS = ROOT / "results"
@@ -34,12 +34,12 @@ BENCHMARKS = ("cifar100", "tiny_imagenet", "imagenet")
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table: one configuration, trained with several seeds.
 
     Attributes:
-      name: as the table shows it.
-      config: complete, but for the seed.
-      paper: the paper's top-1 in per cent, or None.
+      name: as shown in the table.
+      config: complete except for the seed.
+      paper: top-1 in per cent as printed in the paper, or None.
     """
 
     name: str
@@ -48,52 +48,54 @@ class Row(NamedTuple):
 
     @property
     def slug(self) -> str:
-        """The name's letters and digits, for a folder."""
+        """The name for use in a folder name: letters, digits, ``=`` and ``.``; ``_`` for any other character."""
         return "".join(c if c.isalnum() or c in "=." else "_" for c in self.name.lower()).strip("_")
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of ``python -m experiments.NAME``; a mistake in them is one line and exit status 2."""
+    """The parser of ``python -m experiments.NAME``. A wrong argument ends in one line on stderr and exit status 2."""
 
     def __init__(self, name: str, description: str):
         super().__init__(prog=f"python -m experiments.{name}", description=description)
         self._name = name
 
     def error(self, message: str):
-        """Ends the program."""
+        """Prints the message and exits."""
         self.exit(2, f"{self._name}: {plainly(message)} (see {self.prog} --help)\n")
 
 
 def path(text: str) -> pathlib.Path:
-    """The type of an argument that names a file or folder."""
+    """Type of an argument that names a file or folder."""
     return pathlib.Path(filled(text))
 
 
 def parser(description: str, name: str) -> argparse.ArgumentParser:
-    """The arguments that all experiments take."""
+    """A parser with the arguments that all experiments have in common."""
     result = Parser(name, description)
-    result.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help="cpu: minutes a run on 2 cores")
-    result.add_argument("--backbone", choices=BACKBONES, default="resnet18", help="of --scale=paper")
-    result.add_argument("--benchmark", choices=BENCHMARKS, default="tiny_imagenet", help="of --scale=paper")
-    result.add_argument("--seeds", type=int, nargs="+", default=None, help="default: the experiment's own, 0 1 2 or 0")
+    scale = "cpu: small networks, minutes for a run on 2 cores; paper: the paper's hyperparameters (default: cpu)"
+    result.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help=scale)
+    result.add_argument("--backbone", choices=BACKBONES, default="resnet18", help="for --scale=paper")
+    result.add_argument("--benchmark", choices=BENCHMARKS, default="tiny_imagenet", help="for --scale=paper")
+    result.add_argument("--seeds", type=int, nargs="+", default=None, help="seeds (default: 0 1 2; for ladder: 0)")
     result.add_argument("--rows", nargs="+", default=None, help="only rows whose name contains one of these words")
-    result.add_argument("--epochs", type=int, default=0, help="for a trial: other than the experiment's own")
-    result.add_argument("--data_dir", default="", help="where the prepared data set is (default: tfds's folder)")
-    result.add_argument("--workdir", type=path, default=None, help="default: runs/experiments_SCALE")
+    result.add_argument("--epochs", type=int, default=0, help="for a trial: another number of epochs")
+    result.add_argument("--data_dir", default="", help="folder of the prepared data set (default: tfds's folder)")
+    result.add_argument("--workdir", type=path, default=None, help="folder of runs (default: runs/experiments_SCALE)")
     result.add_argument(
         "--out",
         type=path,
         default=None,
-        help="default: experiments/results/NAME_SCALE.json; with --rows, --seeds, --epochs: WORKDIR/NAME_trial.json",
+        help="results file (default: experiments/results/NAME_SCALE.json; with --rows, --seeds or --epochs: "
+        "WORKDIR/NAME_trial.json)",
     )
-    result.add_argument("--minutes", type=float, default=0, help="save and stop after so long, with exit status 75")
-    result.add_argument("--finished", action="store_true", help="train nothing; put together the runs that are there")
+    result.add_argument("--minutes", type=float, default=0, help="save and exit with status 75 after this time")
+    result.add_argument("--finished", action="store_true", help="train nothing; show the finished runs")
     result.set_defaults(name=name, module=name, own_seeds=SEEDS)
     return result
 
 
 def cpu_config(variant: str, **settings: Any) -> ConfigDict:
-    """Real images at a size that two CPU cores train in minutes: a slim ResNet-10, 20 classes of Tiny ImageNet, 16x16.
+    """CPU scale: a slim ResNet-10 on 20 classes of Tiny ImageNet at 16x16, minutes for a run on two cores.
 
     Args:
       variant: "rmn", "rmn_no_ca" or "plain", see ``rmn_jax.config.default_config``.
@@ -112,13 +114,19 @@ def cpu_config(variant: str, **settings: Any) -> ConfigDict:
 
 
 def paper_config(arguments: argparse.Namespace, variant: str, **settings: Any) -> ConfigDict:
-    """The page of ``configs/`` for the backbone and benchmark that were asked for."""
+    """Paper scale: the page in ``configs/`` for ``arguments.backbone`` and ``arguments.benchmark``.
+
+    ``variant`` and ``settings`` as in ``cpu_config``.
+    """
     page = ROOT.parent / "configs" / f"{arguments.backbone.removesuffix('_bn')}_{arguments.benchmark}.py"
     return with_settings(load_config(f"{page}:{variant}"), **settings)
 
 
 def main(work: Callable[[], Any]) -> int:
-    """Runs an experiment's work; what a user can get wrong is one line and 2, a stop that saved is 75."""
+    """Runs an experiment and returns the exit status.
+
+    A user error is one line on stderr and status 2. A run that was stopped, with its state saved, is status 75.
+    """
     name = pathlib.Path(sys.argv[0]).stem
     try:
         work()
@@ -132,17 +140,20 @@ def main(work: Callable[[], Any]) -> int:
 
 
 def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, Any]:
-    """Trains all rows over all seeds, writes the results file as they come, prints the table.
+    """Trains all rows with all seeds, writes the results file after each run, prints the table.
+
+    Returns:
+      The content of the results file, see ``summarise``.
 
     Raises:
-      UserError: see ``Run``; no row of that name.
-      Preempted: asked to stop, or ``--minutes`` are over; the same command goes on.
+      UserError: see ``Run``. Or no row has a name with ``--rows``, or ``--finished`` finds no finished run.
+      Preempted: asked to stop, or ``--minutes`` are over. The state is saved; the same command goes on.
     """
     root = arguments.workdir or default_root(arguments.scale)
     out = arguments.out or default_out(arguments, root)
     rows = choose(rows, arguments)
     until = time.monotonic() + 60 * arguments.minutes if arguments.minutes else float("inf")
-    if jax.config.jax_compilation_cache_dir is None:  # seeds share programs
+    if jax.config.jax_compilation_cache_dir is None:  # runs that differ in the seed share compiled programs
         jax.config.update("jax_compilation_cache_dir", str((root / "compiled").absolute()))
     found: dict[str, list[dict]] = {row.name: [] for row in rows}
     summary: dict[str, Any] = {}
@@ -167,12 +178,12 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, An
 
 
 def default_root(scale: str) -> pathlib.Path:
-    """The folder of all experiments' runs: one that two of them have in common is trained once."""
+    """The folder of the runs of all experiments at this scale."""
     return pathlib.Path("runs") / f"experiments_{scale}"
 
 
 def default_out(arguments: argparse.Namespace, root: pathlib.Path) -> pathlib.Path:
-    """Where results go: those of some rows or seeds, or of other epochs, do not take the published ones' place."""
+    """The results file. Results of some rows, other seeds or other epochs do not replace the published ones."""
     if arguments.rows or arguments.seeds or arguments.epochs:
         return root / f"{arguments.name}_trial.json"
     name = f"{arguments.name}_{arguments.scale}"
@@ -182,7 +193,11 @@ def default_out(arguments: argparse.Namespace, root: pathlib.Path) -> pathlib.Pa
 
 
 def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
-    """The rows asked for, with the data's place and the epochs of the command line."""
+    """The rows selected by ``--rows``, with ``--data_dir`` and ``--epochs`` in their configurations.
+
+    Raises:
+      UserError: no row matches.
+    """
     words = [word.lower() for word in arguments.rows or [""]]
     chosen = [row for row in rows if any(word in row.name.lower() for word in words)]
     if not chosen:
@@ -194,7 +209,11 @@ def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
 
 
 def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> dict[str, Any]:
-    """The results file: where, when and with what, and each row's runs with mean and standard deviation."""
+    """The content of the results file: command, commit, machine and rows.
+
+    Each row has its runs, their mean and (sample) standard deviation, and its configuration. ``found`` has the results
+    of each row by name.
+    """
     table = []
     for row in rows:
         runs = found[row.name]
@@ -226,17 +245,17 @@ def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> d
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
-    """The table as Markdown, beside the paper's figures where it has the row."""
+    """The table as Markdown, with the paper's top-1 beside ours. Numbers are means over the seeds."""
     head = (
         "network",
         "top-1 %",
         "seeds",
         "training top-1 %",
-        "loss",
-        "dead PUs a stage",
+        "training loss",
+        "dead units, by stage",
         "parameters",
-        "MACs",
-        "paper, top-1 %",
+        "multiply-adds",
+        "top-1 % in the paper",
     )
     lines = ["", "| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in summary["rows"]:

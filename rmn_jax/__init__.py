@@ -2,14 +2,35 @@
 
 Axes, everywhere in this package:
 
-    B  inputs in a batch           H W  height and width of a feature map
-    N  procedural units a stage    C O  channels in and out
-    S  routed stages               K    classes
+    B    inputs in a batch                N    units in a stage
+    H W  height and width, in pixels      C    channels in
+    S    routed stages                    O    channels out
+    K    classes                          L V  slots in a tile, tiles (``rmn_jax.routing.layout``)
+    M    images of a split
 
-A *stage* is the run of blocks between two downsamplings. In a routed network each stage holds N copies of
-its parameters (*procedures*), each with a *memory*, a vector of the stage's C input channels. Memory and
-procedure together are a *procedural unit*. Equation numbers are those of the paper:
-Zhang, Li, Li, Liu, Sato, "Neural Routing by Memory", NeurIPS 2021.
+A *row* of an array is one input of a batch.
+
+A *stage* is the blocks between two downsamplings. A routed network has N copies of the parameters of each stage; a copy
+is a *procedure*. Each procedure has a *memory*, a vector with the C input channels of the stage. A procedure and its
+memory together are a *unit* (in the paper a procedural unit). Each input goes to the unit with the nearest memory.
+
+Equation numbers are those of the paper: Zhang, Li, Li, Liu, Sato, "Neural Routing by Memory", NeurIPS 2021.
+
+Where to find what:
+
+    routing    memories, the nearest unit, batch layouts, routers
+    ops        routed convolutions and norms: all hand-written performance code
+    models     layers, backbones, and the network that routes them
+    data       data sets, augmentation, input pipelines
+    training   the four phases, the optimizer step, checkpoints
+    inference  compiled networks, predictions, features
+    interop    weights of torchvision and timm
+    analysis   memory report, counts, tables, charts
+    bench      the measurements of ``rmn bench`` (that of the input pipelines is in ``data``)
+    cli        the command line ``rmn``
+    config     every key of a configuration, with its default
+    files      atomic writes
+    errors     the exceptions that the command line shows as one line
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,9 +1,9 @@
-"""The one exception that the command line turns into a line on stderr and exit status 2."""
+"""Errors that the command line reports in one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can put right: the message is one line that says what is wrong and what to do."""
+    """An error that the user can correct. The message is one line: what is wrong and what to do. Exit status 2."""
 
 
 class Preempted(Exception):
-    """The process was asked to stop and has saved its state: exit status 75, start again to go on."""
+    """The process was asked to stop and has saved its state. The same command continues. Exit status 75."""

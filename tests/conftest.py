@@ -1,15 +1,16 @@
-"""Eight simulated CPU devices in every test, so that code for several devices is always run, never skipped."""
+"""Eight simulated CPU devices in every test, so that code for several devices always runs and is never skipped."""
 
 import os
 import pathlib
 from importlib import metadata
 
-# Most of the suite's time is compilation: XLA's simplest code for CPU takes a fifth of it, and small sizes run as well.
-# RMN_TEST_OPTIMIZED=1 tests the code that users get; the demo and the training on Tiny ImageNet always do.
+# Most of the suite's time is compilation. Without XLA's optimisation compilation takes a fifth of the time, and small
+# sizes still run fast. RMN_TEST_OPTIMIZED=1 tests the code that users get; the demo and the training on Tiny ImageNet
+# always do.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if not os.environ.get("RMN_TEST_OPTIMIZED"):
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    if metadata.version("jaxlib").startswith("0.10."):  # XLA ends at a flag that it does not know
+    if metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -17,13 +18,13 @@ import jax
 import numpy as np
 import pytest
 
-from rmn_jax.train import step as steps
+from rmn_jax.training import step as steps
 
 jax.config.update("jax_platforms", "cpu")
-# Many tests compile the same program: they share it.
+# Many tests compile the same program. They share it through this folder.
 COMPILED = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 COMPILED.mkdir(parents=True, exist_ok=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)  # for the processes that tests start
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)  # for processes that tests start
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
@@ -43,13 +44,13 @@ _MAKE_MESH = steps.make_mesh
 
 @pytest.fixture(scope="session", autouse=True)
 def runs_use_one_device():
-    """A run takes all devices, and eight simulated ones are slow: runs get one, those of shared fixtures too."""
+    """A run takes all devices by default. Eight simulated ones are slow, so runs get one, also in shared fixtures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "make_mesh", lambda devices=None: _MAKE_MESH(devices or jax.devices()[:1]))
         yield
 
 
 @pytest.fixture(autouse=True)
-def unless_a_test_wants_all(request, monkeypatch):
+def all_devices_for_marked_tests(request, monkeypatch):
     if "all_devices" in request.keywords:
         monkeypatch.setattr(steps, "make_mesh", _MAKE_MESH)

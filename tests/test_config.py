@@ -1,4 +1,4 @@
-"""Values that no run could use are refused in one line that says what to do."""
+"""A value that no run can use is refused in one line that says what to do. Stored configurations stay readable."""
 
 import json
 
@@ -7,25 +7,25 @@ import pytest
 from rmn_jax.config import default_config, flatten, from_json, to_json, validate
 from rmn_jax.errors import UserError
 
-# 1024 = 8 devices x 128; a batch in parts needs a multiple of 8 x accumulation, of twice that with mixup.
+# The batch is 1024 = 8 devices x 128. Microbatches need a multiple of 8 x accumulation, and of twice that with mixup.
 REFUSED = {
     "label_smoothing": ({"label_smoothing": 1.0}, "config.label_smoothing is 1.0"),
     "ema": ({"ema": 1.0}, "config.ema is 1.0"),
     "negative mixup": ({"mixup": -0.1}, "config.mixup is -0.1"),
-    "no parts": ({"accumulation": 0}, "config.accumulation is 0"),
-    "uneven parts": ({"accumulation": 3}, "use a multiple of 24"),
+    "no microbatches": ({"accumulation": 0}, "config.accumulation is 0"),
+    "uneven microbatches": ({"accumulation": 3}, "use a multiple of 24"),
     "a negative seed": ({"seed": -1}, "config.seed is -1"),
     "a seed beyond 32 bits": ({"seed": 2**32}, "config.seed is 4294967296"),
-    "less than no warm-up": ({"learning_rate": {"warmup_epochs": -1}}, "config.learning_rate.warmup_epochs is -1"),
-    "scaled by nothing": ({"learning_rate": {"reference_batch": 0}}, "config.learning_rate.reference_batch is 0"),
+    "a negative warm-up": ({"learning_rate": {"warmup_epochs": -1}}, "config.learning_rate.warmup_epochs is -1"),
+    "a reference batch of 0": ({"learning_rate": {"reference_batch": 0}}, "config.learning_rate.reference_batch is 0"),
     "a negative rate": ({"learning_rate": {"peak": -0.1}}, "config.learning_rate.peak is -0.1"),
-    "a rate that is no number": ({"learning_rate": {"peak": float("nan")}}, "config.learning_rate.peak is nan"),
+    "a rate of NaN": ({"learning_rate": {"peak": float("nan")}}, "config.learning_rate.peak is nan"),
     "momentum of one": ({"optimizer": {"momentum": 1.0}}, "config.optimizer.momentum is 1.0"),
     "negative momentum": ({"optimizer": {"momentum": -0.9}}, "config.optimizer.momentum is -0.9"),
-    "an average that never moves": ({"optimizer": {"decay": 1.0}}, "config.optimizer.decay is 1.0"),
-    "weights that grow": ({"optimizer": {"weight_decay": -1e-5}}, "config.optimizer.weight_decay is -1e-05"),
-    "a balance without bound": ({"balance_loss": float("inf")}, "config.balance_loss is inf"),
-    "a balance that is no number": ({"balance_loss": float("nan")}, "config.balance_loss is nan"),
+    "a decay of one": ({"optimizer": {"decay": 1.0}}, "config.optimizer.decay is 1.0"),
+    "a negative weight decay": ({"optimizer": {"weight_decay": -1e-5}}, "config.optimizer.weight_decay is -1e-05"),
+    "an infinite balance loss": ({"balance_loss": float("inf")}, "config.balance_loss is inf"),
+    "a balance loss of NaN": ({"balance_loss": float("nan")}, "config.balance_loss is nan"),
     "uneven pairs": ({"accumulation": 128, "mixup": 0.2}, "pairs of mixup; use a multiple of 2048"),
 }
 
@@ -39,10 +39,10 @@ def test_a_wrong_value_is_one_line(values, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_one_device_is_not_told_of_devices():
+def test_with_one_device_the_message_does_not_mention_devices():
     config = default_config()
     config.accumulation = 3
-    with pytest.raises(UserError, match=r"does not divide by 3 parts of config\.accumulation; use a multiple of 3\."):
+    with pytest.raises(UserError, match=r"divided by 3 microbatches \(config\.accumulation\); use a multiple of 3\."):
         validate(config, device_count=1)
 
 
@@ -54,11 +54,11 @@ def test_a_misspelt_key_is_an_error():
         config.copy_and_resolve_references().batchsize = 3
 
 
-def test_every_value_can_be_typed():
+def test_every_value_is_a_number_or_text():
     assert {type(value) for value in flatten(default_config()).values()} == {int, float, str}
 
 
-def test_a_stored_configuration_gets_new_keys_and_may_have_no_others(tmp_path):
+def test_a_stored_configuration_gets_defaults_for_new_keys_and_unknown_keys_are_refused(tmp_path):
     path = tmp_path / "config.json"
     stored = json.loads(to_json(default_config())) | {"epochs": 7}
     del stored["model"]["metric"]
@@ -76,12 +76,12 @@ def test_a_stored_configuration_gets_new_keys_and_may_have_no_others(tmp_path):
         assert line in str(error.value) and "\n" not in str(error.value) and "\\" not in str(error.value)
 
 
-def test_all_together_is_allowed():
+def test_accumulation_mixup_average_and_smoothing_go_together():
     config = default_config()
     config.update({"label_smoothing": 0.1, "ema": 0.9999, "mixup": 0.2, "accumulation": 64})
     validate(config, device_count=8)
 
 
-def test_all_are_off_by_default():
+def test_accumulation_mixup_average_and_smoothing_are_off_by_default():
     config = default_config()
     assert (config.accumulation, config.mixup, config.ema, config.label_smoothing) == (1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Every page of configs/ builds: valid values, and a network whose shapes fit (nothing is run)."""
+"""Every page of configs/ builds: its values are valid and the shapes of its network fit. Nothing is run."""
 
 import pathlib
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from rmn_jax import config as configuration
-from rmn_jax.commands import load_config
-from rmn_jax.train.optimizer import learning_rate, make_optimizer
-from rmn_jax.train.run import build_model
+from rmn_jax.cli.pages import load_config
+from rmn_jax.models import build_model
+from rmn_jax.training.optimizer import learning_rate, make_optimizer
 
 PAGES = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
 SIZES = {"digits": (8, 10), "cifar100": (32, 100), "tiny_imagenet": (64, 200), "imagenet2012": (224, 1000)}
@@ -23,16 +23,16 @@ def test_a_page_builds(page, variant):
     assert config.method == variant
     size, classes = SIZES[config.data.name]
     assert config.data.image_size in (0, size)
-    model = build_model(config, classes, size, routed=variant == "rmn").clone(axis_name=None)
+    model = build_model(config, classes, size, routed=variant == "rmn")
     keys = jax.random.split(jax.random.key(0), 2)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, size, size, 3)), keys=keys))
     assert shapes["params"]["stage1"]
     jax.eval_shape(make_optimizer(config, 10).init, shapes["params"])
 
 
-def test_the_schedule_is_the_papers():
+def test_the_learning_rate_follows_the_paper():
     config = configuration.default_config()
-    rate = learning_rate(config, updates_per_epoch=100)
+    rate = learning_rate(config, steps_per_epoch=100)
     assert float(rate(0)) == pytest.approx(1e-5, rel=0.01)
     assert float(rate(250)) == pytest.approx((1e-5 + 0.48) / 2, rel=1e-4)  # half way up the 5 epochs
     assert float(rate(500)) == pytest.approx(0.48)
@@ -40,14 +40,14 @@ def test_the_schedule_is_the_papers():
     assert float(rate(12000)) == pytest.approx(1e-5, rel=0.01)
 
 
-def test_linear_scaling_goes_by_the_batch():
+def test_linear_scaling_multiplies_the_rate_by_the_batch_over_its_reference():
     config = configuration.default_config()
     config.learning_rate.scaling = "linear"
     config.learning_rate.peak = 0.1
     assert float(learning_rate(config, 100)(500)) == pytest.approx(0.4)  # 1024 / 256
 
 
-def test_configurations_survive_json(tmp_path):
+def test_a_configuration_is_the_same_after_json(tmp_path):
     config = configuration.default_config()
     config.model.num_units = 5
     path = tmp_path / "config.json"

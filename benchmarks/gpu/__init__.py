@@ -1,1 +1,1 @@
-"""What the method costs on one GPU; ``python -m benchmarks.gpu --help`` says how to measure it."""
+"""The cost of routing on one GPU: see ``python -m benchmarks.gpu --help``."""

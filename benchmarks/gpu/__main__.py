@@ -1,14 +1,14 @@
-"""What the method costs on one GPU, in parts that each fit a short command and go on where they stopped.
+"""The cost of routing on one GPU, in parts that can be stopped and continued.
 
     python -m benchmarks.gpu floor                       # least time of each layer; arithmetic, on any machine
     python -m benchmarks.gpu step --out=FILE --seconds=500
     python -m benchmarks.gpu conv torch determinism --out=FILE --seconds=500
     python -m benchmarks.gpu report --out=FILE           # tables in Markdown
-    python -m benchmarks.gpu launches --out=FILE         # kernels of an update, compiled without a GPU
+    python -m benchmarks.gpu launches --out=FILE         # kernels of a step, compiled without a GPU
     python -m benchmarks.gpu all --dry-run               # the same code, tiny, on a CPU
 
-A line of JSON is printed, and appended to FILE, as soon as it is measured. The same command again measures what is
-missing. No new work is begun that would outlast ``--seconds`` if it took as long as the longest so far.
+Each measurement is printed at once as a JSON line, and appended to FILE. The same command again measures what is
+missing. Within ``--seconds``, a measurement is started only if the longest one so far would still fit.
 """
 
 import argparse
@@ -30,9 +30,9 @@ MODULES = {"torch": "torch_eager"}
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _parse(argv)
-    _environment(arguments.dry_run, arguments.parts)
     parts = PARTS if "all" in arguments.parts else tuple(dict.fromkeys(arguments.parts))
-    if len(parts) > 1:  # a process each, so that none holds the GPU's memory while another measures
+    _set_environment(arguments.dry_run, parts)
+    if len(parts) > 1:  # one process for each, so that none holds the GPU's memory while another measures
         _each_in_a_process(parts, arguments, sys.argv[1:] if argv is None else argv)
         return
     record = Record(arguments.out, arguments.seconds)
@@ -47,21 +47,21 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="+", choices=WORDS)
-    parser.add_argument("--out", help="the file of lines")
-    parser.add_argument("--seconds", type=float, help="time for this command")
+    parser.add_argument("--out", help="the file of JSON lines")
+    parser.add_argument("--seconds", type=float, help="the time for this command")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
-    parser.add_argument("--networks", nargs="+", help="of step and floor: as in resnet18-64")
+    parser.add_argument("--networks", nargs="+", help="of step, floor and launches, for example resnet18-64")
     parser.add_argument("--batch", type=int, help="B of every part")
     parser.add_argument("--num_units", type=int, help="N of conv, torch, determinism and floor")
     parser.add_argument("--backends", nargs="+", help="of the routed convolution, in conv, step and launches")
-    parser.add_argument("--units", type=int, nargs="+", help="of step and launches: only RMNs with so many")
+    parser.add_argument("--units", type=int, nargs="+", help="of step and launches: only RMNs with these N")
     parser.add_argument("--loads", nargs="+", help="of conv")
     parser.add_argument("--passes", nargs="+", choices=("together", "fwd", "dgrad", "wgrad"), help="of conv")
-    parser.add_argument("--conv_networks", nargs="+", help="of conv: as in resnet18-64")
+    parser.add_argument("--conv_networks", nargs="+", help="of conv, for example resnet18-64")
     parser.add_argument("--rounds", type=int, help="samples of each side")
-    parser.add_argument("--chip", help="of floor: as in 'NVIDIA H200'")
-    parser.add_argument("--peak_flops", type=float, help="dense operations a second in the compute type")
-    parser.add_argument("--bandwidth", type=float, help="of the device's memory, bytes a second")
+    parser.add_argument("--chip", help="of floor, for example 'NVIDIA H200'")
+    parser.add_argument("--peak_flops", type=float, help="of the chip: dense operations a second, in the compute type")
+    parser.add_argument("--bandwidth", type=float, help="of the chip's memory, in bytes a second")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
     return parser.parse_args(argv)
 
@@ -76,7 +76,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if arguments.networks:
         groups = tuple(group for group in settings.groups if group.name in arguments.networks)
         if not groups:
-            raise SystemExit(f"no network of {arguments.networks}; there are {[group.name for group in GROUPS]}")
+            raise SystemExit(f"unknown networks {arguments.networks}; there are {[group.name for group in GROUPS]}")
         settings = settings._replace(groups=groups)
     if arguments.units:
         only = lambda group: tuple(pair for pair in group.routed if pair[0] in arguments.units)  # noqa: E731
@@ -89,16 +89,16 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
-def _environment(dry: bool, parts: list[str]) -> None:
-    """What JAX reads when it starts: nearly all of the GPU's memory for this process."""
+def _set_environment(dry: bool, parts: tuple[str, ...]) -> None:
+    """Sets the variables that JAX reads at start; this process gets nearly all of the GPU's memory."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
-    if parts == ["launches"]:
+    if parts == ("launches",):
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     if not dry:
         return
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the processes of a dry run compile the same programs
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # all processes of a dry run compile the same programs
         folder = tempfile.TemporaryDirectory()
         atexit.register(folder.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
@@ -107,14 +107,14 @@ def _environment(dry: bool, parts: list[str]) -> None:
 
 def _each_in_a_process(parts: tuple[str, ...], arguments: argparse.Namespace, argv: list[str]) -> None:
     started = time.monotonic()
-    options = [word for word in argv if word not in WORDS]
+    options = [word for word in argv if word not in WORDS]  # a child with two parts would start children again
     failed = False
     for part in parts:
         command = [sys.executable, "-m", "benchmarks.gpu", part, *options]
         if arguments.seconds is not None:
             left = arguments.seconds - (time.monotonic() - started)
             if left <= 0:
-                print(f"# stopped for time before {part}; the same command goes on", file=sys.stderr)
+                print(f"# out of time before {part}; run the same command again to continue", file=sys.stderr)
                 break
             command.append(f"--seconds={left:.0f}")
         status = subprocess.run(command, check=False).returncode

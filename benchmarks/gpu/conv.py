@@ -1,8 +1,8 @@
 """Part ``conv``: the routed convolution of every layer shape, pass by pass, against the plain one.
 
-Sides: ``plain`` (``rmn_jax.ops.conv``), ``lax`` (``lax.conv_general_dilated`` with autodiff; where it is the same
-program as ``plain`` the line says so) and each backend under each load. A routed side is first checked against the
-plain convolution of each unit's rows alone.
+Sides: ``plain`` (``rmn_jax.ops.conv``), ``lax`` (``lax.conv_general_dilated`` with autodiff) and each backend under
+each load. If ``lax`` is the same program as ``plain``, its line says so instead of a time. A routed side is first
+checked against the plain convolution of the rows of each unit alone.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from benchmarks.gpu.timing import out_of_memory, seconds_per_call
 from rmn_jax.bench.measure import summary
 from rmn_jax.ops import BACKENDS
 
-# Results of calls that are under way at one time.
+# Most memory for the results of calls that run at the same time.
 _HELD_BYTES = 16e9
 
 
 def run(settings: Settings, record: Record) -> None:
-    """All passes of all layers; the passes together first, since they decide."""
+    """Adds the lines of all passes of all layers, in the order of ``settings.passes``."""
     for which in settings.passes:
         for network, image_size in settings.conv_networks:
             found = shapes.layers_of(backbone_of(network, image_size), image_size)
@@ -37,7 +37,7 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def _at_the_largest_batch(pass_: "_Pass", batch: int, record: Record) -> bool:
-    """Measures at B or the largest half, quarter .. of it that memory holds; False when time is up."""
+    """Measures at the largest of B, B / 2, B / 4 .. that fits in memory; False when the time is over."""
     while True:
         failed = pass_.identity(batch, "out of memory")
         if failed not in record:
@@ -57,8 +57,8 @@ class _Pass:
         self._network, self._layer, self._count, self._which = network, layer, count, which
         self._settings, self._dtype = settings, jnp.dtype(settings.dtype)
         self._chip = shapes.find_chip(jax.devices()[0].device_kind, settings.peak_flops, settings.bandwidth)
-        waits = jax.default_backend() != "cpu"
-        self._backends = settings.backends or [name for name in BACKENDS if not (waits and name == "loop")]
+        on_cpu = jax.default_backend() == "cpu"  # elsewhere "loop" waits for the host
+        self._backends = settings.backends or [name for name in BACKENDS if on_cpu or name != "loop"]
 
     def identity(self, batch: int, side: str, load: str = "") -> str:
         size = f"B{batch}/N{self._settings.num_units}/{self._settings.dtype}"
@@ -66,7 +66,7 @@ class _Pass:
         return "/".join(parts).rstrip("/")
 
     def measure(self, batch: int, record: Record) -> bool:
-        """Adds the lines that are missing; False when there is no time for it."""
+        """Adds the missing lines; False when the time does not suffice."""
         loads = self._settings.loads
         sides = [("plain", ""), ("lax", ""), *((backend, load) for backend in self._backends for load in loads)]
         wanted = {side for side in sides if self.identity(batch, *side) not in record}

@@ -1,6 +1,7 @@
 """The sides of one pass of one layer, compiled and checked: see ``benchmarks.gpu.conv``.
 
-Axes: B inputs, N units, H W, C channels in, O channels out (see ``rmn_jax``).
+Axes: B batch, N units, H W height and width, C channels in, O channels out, L slots in a tile, V tiles (see
+``rmn_jax``).
 """
 
 import functools
@@ -16,26 +17,34 @@ from jax import lax
 from benchmarks.gpu.layers import Layer
 from benchmarks.gpu.timing import first_line, out_of_memory
 from rmn_jax.bench.measure import Compiled, compile_for, load_assignment
-from rmn_jax.dispatch import RoutePlan, Tiles, arrange, lay_out, make_plan
 from rmn_jax.ops import conv, routed_conv
+from rmn_jax.routing.layout import Sorted, Tiles, make_tiles, sort_by_unit, to_layout
 
-# Results that differ from the plain convolution's by more than this part of their length are wrong; two that
-# differ by bfloat16's rounding alone are within a third of it.
+# Largest relative distance from the plain convolution's result that counts as right. Two results that differ only by
+# the rounding of bfloat16 are within a third of it.
 WRONG = 2e-2
 
 
 class Side(NamedTuple):
-    """A compiled pass with its arguments, and what to note beside its time."""
+    """A compiled pass with its arguments bound, and further keys of its JSON line."""
 
     call: Callable[[], Any]
     notes: dict[str, Any]
 
 
 class Sides(NamedTuple):
-    """By (side, load): ``ready`` to be timed, or ``settled`` without: what to note instead."""
+    """Sides by (side, load): ``ready`` to be timed, or ``settled`` without timing (keys of the JSON line instead)."""
 
     ready: dict[tuple[str, str], Side]
     settled: dict[tuple[str, str], dict[str, Any]]
+
+
+class Rows(NamedTuple):
+    """Inputs of a layer in one layout: x [B, H, W, C] and cotangent [B, OH, OW, O], or both in tiles."""
+
+    x: jax.Array
+    dy: jax.Array
+    layout: Sorted | Tiles
 
 
 def arrays(layer: Layer, batch: int, num_units: int, dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -46,7 +55,7 @@ def arrays(layer: Layer, batch: int, num_units: int, dtype) -> tuple[jax.Array, 
 
 
 def noise(shape: tuple[int, ...], dtype, seed: int) -> jax.Array:
-    """Normal values, repeated after a prime number of them: drawing them all would take long to compile."""
+    """Normal values, repeated after a prime number of them, because drawing all of them takes long to compile."""
     few = jnp.asarray(np.random.default_rng(seed).standard_normal(min(math.prod(shape), 1_048_573), np.float32), dtype)
     return jnp.tile(few, -(-math.prod(shape) // few.size))[: math.prod(shape)].reshape(shape)
 
@@ -54,7 +63,7 @@ def noise(shape: tuple[int, ...], dtype, seed: int) -> jax.Array:
 def build(
     layer: Layer, which: str, given: tuple, num_units: int, loads: Collection[str], wanted: set[tuple[str, str]]
 ) -> Sides:
-    """The plain side in any case, and those ``wanted``: ("lax", "") and (backend, load).
+    """Compiles the plain side and the ``wanted`` sides.
 
     Args:
       layer: its shapes.
@@ -62,55 +71,54 @@ def build(
       given: from ``arrays``.
       num_units: N.
       loads: all loads.
-      wanted: what to build.
+      wanted: ("lax", "") and (backend, load).
     """
     x, kernels, dy = given
-    plans = {load: make_plan(jnp.sort(load_assignment(load, x.shape[0], num_units)), num_units) for load in loads}
-    own_conv, library = functools.partial(conv, strides=layer.strides), functools.partial(_library_conv, layer)
-    plain = _compiled(which, own_conv, x, kernels[0], dy)
+    assignments = {load: jnp.sort(load_assignment(load, x.shape[0], num_units)) for load in loads}  # of sorted rows
+    rows = {load: Rows(x, dy, sort_by_unit(assignment, num_units)) for load, assignment in assignments.items()}
+    plain_conv, library = functools.partial(conv, strides=layer.strides), functools.partial(_library_conv, layer)
+    plain = _compiled(which, plain_conv, x, kernels[0], dy)
     sides = Sides({("plain", ""): Side(functools.partial(plain.call, x, kernels[0], dy), _cost(plain))}, {})
     if ("lax", "") in wanted:
-        if _program(which, library, x, kernels[0], dy) == _program(which, own_conv, x, kernels[0], dy):
+        if _program(which, library, x, kernels[0], dy) == _program(which, plain_conv, x, kernels[0], dy):
             sides.settled["lax", ""] = {"same_program_as": "plain"}
         else:
             side = _compiled(which, library, x, kernels[0], dy)
             sides.ready["lax", ""] = Side(functools.partial(side.call, x, kernels[0], dy), _cost(side))
     for backend in sorted({side for side, load in wanted if load}):
-        own = [load for load in plans if (backend, load) in wanted]
+        measured = [load for load in loads if (backend, load) in wanted]
         routed = functools.partial(_routed_conv, layer, backend)
         try:
-            # In a network a stage's rows are arranged once, for all its layers: that is no part of a layer's time.
-            arranged = {load: _arranged(layer, backend, x, dy, plans[load]) for load in own}
-            its_x, its_dy, its_plan = arranged[own[0]]
-            side = _compiled(which, routed, its_x, kernels, its_dy, its_plan)
+            # A network moves its rows once for all layers of a stage, so the move is not part of a layer's time.
+            moved = {load: _move(layer, backend, rows[load]) for load in measured}
+            first = moved[measured[0]]
+            side = _compiled(which, routed, first.x, kernels, first.dy, first.layout)
             differences = [
-                difference_from_plain(side.call, plain.call, x, kernels, dy, plans[load], *arranged[load])
-                for load in own
+                difference_from_plain(side.call, plain.call, kernels, rows[load], moved[load]) for load in measured
             ]
-        except Exception as error:  # a backend that cannot do this layer must not end the run
+        except Exception as error:  # a backend that cannot compute this layer must not end the run
             if out_of_memory(error):
                 raise
-            sides.settled.update({(backend, load): {"failed": first_line(error)} for load in own})
+            sides.settled.update({(backend, load): {"failed": first_line(error)} for load in measured})
             continue
-        for load, difference in zip(own, differences, strict=True):
+        for load, difference in zip(measured, differences, strict=True):
             notes = {"difference": float(f"{difference:.2g}"), "right": bool(difference < WRONG)}
-            its_x, its_dy, its_plan = arranged[load]
-            call = functools.partial(side.call, its_x, kernels, its_dy, its_plan)
+            call = functools.partial(side.call, moved[load].x, kernels, moved[load].dy, moved[load].layout)
             sides.ready[backend, load] = Side(call, {**_cost(side), **notes})
     return sides
 
 
-def _arranged(layer: Layer, backend: str, x, dy, plan: RoutePlan) -> tuple[jax.Array, jax.Array, RoutePlan | Tiles]:
-    """Rows and cotangent as the backend has them within the layer's stage; the rows are sorted as they are."""
+def _move(layer: Layer, backend: str, rows: Rows) -> Rows:
+    """Sorted rows in the layout that the backend has within the layer's stage."""
     if backend != "tiles":
-        return x, dy, plan
-    tiles = lay_out(plan, (layer.stage_size or layer.size) ** 2)
-    move = jax.jit(arrange)
-    return move(x, None, tiles), move(dy, None, tiles), tiles
+        return rows
+    tiles = make_tiles(rows.layout, (layer.stage_size or layer.size) ** 2)
+    move = jax.jit(to_layout)
+    return Rows(move(rows.x, None, tiles), move(rows.dy, None, tiles), tiles)
 
 
-def _routed_conv(layer: Layer, backend: str, x, kernel, plan: RoutePlan | Tiles):
-    return routed_conv(x, kernel, plan, strides=layer.strides, backend=backend)
+def _routed_conv(layer: Layer, backend: str, x, kernel, layout: Sorted | Tiles):
+    return routed_conv(x, kernel, layout, strides=layer.strides, backend=backend)
 
 
 def _library_conv(layer: Layer, x, kernel):
@@ -120,16 +128,16 @@ def _library_conv(layer: Layer, x, kernel):
 
 
 def _passes(which: str, function: Callable) -> Callable:
-    """``(x, kernel, dy, *more)`` -> the results of a pass of ``function(x, kernel, *more)``."""
+    """``(x, kernel, dy, *layout)`` -> the results of a pass of ``function(x, kernel, *layout)``."""
 
-    def run(x, kernel, dy, *more):
+    def run(x, kernel, dy, *layout):
         if which == "fwd":
-            return function(x, kernel, *more)
+            return function(x, kernel, *layout)
         if which == "dgrad":
-            return jax.vjp(lambda x: function(x, kernel, *more), x)[1](dy)[0]
+            return jax.vjp(lambda x: function(x, kernel, *layout), x)[1](dy)[0]
         if which == "wgrad":
-            return jax.vjp(lambda kernel: function(x, kernel, *more), kernel)[1](dy)[0]
-        output, pull = jax.vjp(lambda x, kernel: function(x, kernel, *more), x, kernel)
+            return jax.vjp(lambda kernel: function(x, kernel, *layout), kernel)[1](dy)[0]
+        output, pull = jax.vjp(lambda x, kernel: function(x, kernel, *layout), x, kernel)
         return output, *pull(dy)
 
     return run
@@ -148,28 +156,34 @@ def _cost(compiled: Compiled) -> dict[str, Any]:
     return {"compile_seconds": round(compiled.seconds, 2), "temporary_megabytes": megabytes}
 
 
-def difference_from_plain(
-    routed: Callable, plain: Callable, x, kernels, dy, plan: RoutePlan, its_x, its_dy, its_plan: RoutePlan | Tiles
-) -> float:
-    """The largest relative distance, over a pass's results, from the plain pass of each unit's rows alone.
+def difference_from_plain(routed: Callable, plain: Callable, kernels: jax.Array, rows: Rows, moved: Rows) -> float:
+    """How far a routed pass is from the plain pass of the rows of each unit alone.
 
-    Where a result is not a number, it is not a number. The last three are what ``routed`` takes, from ``_arranged``.
+    Args:
+      routed: compiled pass, of ``moved`` and kernels.
+      plain: compiled pass, of batch and one kernel.
+      kernels: [N, kh, kw, C, O].
+      rows: the sorted batch.
+      moved: the same batch in the layout of ``routed``.
+
+    Returns:
+      The largest relative distance over the results of the pass. NaN if a result has a NaN.
     """
-    found = jax.tree.leaves(routed(its_x, kernels, its_dy, its_plan))
-    if isinstance(its_plan, Tiles):
-        found = [arrange(leaf, its_plan, None) if len(leaf) == len(its_plan.rows) else leaf for leaf in found]
-    one = kernels.shape[1:]
+    found = jax.tree.leaves(routed(moved.x, kernels, moved.dy, moved.layout))
+    if isinstance(moved.layout, Tiles):
+        found = [leaf if leaf.shape == kernels.shape else to_layout(leaf, moved.layout, None) for leaf in found]
     expected = [jnp.zeros(leaf.shape, jnp.float32) for leaf in found]
-    for unit in range(plan.num_units):
-        own_x, own_dy = (_rows_of(unit, rows, plan) for rows in (x, dy))
-        for k, part in enumerate(jax.tree.leaves(plain(own_x, kernels[unit], own_dy))):
-            expected[k] = _put(expected[k], part, unit) if part.shape == one else _add(expected[k], part)
+    for unit in range(rows.layout.num_units):
+        x, dy = (_rows_of(unit, values, rows.layout) for values in (rows.x, rows.dy))
+        for k, part in enumerate(jax.tree.leaves(plain(x, kernels[unit], dy))):
+            is_kernel = part.shape == kernels.shape[1:]
+            expected[k] = _put(expected[k], part, unit) if is_kernel else _add(expected[k], part)
     return float(jnp.max(jnp.stack([_distance(a, b) for a, b in zip(found, expected, strict=True)])))
 
 
 @jax.jit
-def _rows_of(unit, rows, plan: RoutePlan):
-    return jnp.where((plan.unit == unit)[:, None, None, None], rows, 0)
+def _rows_of(unit, rows, layout: Sorted):
+    return jnp.where((layout.unit == unit)[:, None, None, None], rows, 0)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

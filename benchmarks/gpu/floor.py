@@ -1,4 +1,4 @@
-"""Part ``floor``: operations, bytes and least time of every layer shape; arithmetic alone, on any machine."""
+"""Part ``floor``: operations, bytes and least time of every layer shape, by arithmetic alone (runs on any machine)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from benchmarks.gpu.settings import Group, Settings, backbone_of
 
 
 def run(settings: Settings, record: Record) -> None:
-    """A line a layer and pass, then a line a network: the least an update's layers take."""
+    """Adds one line for each layer and pass, then one for each network: the least time of all layers in a step."""
     chip = find_chip(settings.chip, settings.peak_flops, settings.bandwidth)
     for group in settings.groups:
         for line in lines(group, settings.num_units, chip, 2 if settings.dtype == "bfloat16" else 4):
@@ -17,13 +17,20 @@ def run(settings: Settings, record: Record) -> None:
 
 
 def lines(group: Group, num_units: int | None, chip: Chip, width: int = 2) -> Iterator[dict[str, Any]]:
-    """Of one network at N units (None: the plain one) and ``width`` bytes a value."""
+    """The lines of one network.
+
+    Args:
+      group: the network and batch.
+      num_units: N; None is the plain network.
+      chip: whose figures to use.
+      width: bytes for each value.
+    """
     totals: dict[str, float] = {"operations": 0.0, "bytes": 0.0, "least_ms": 0.0}
     prefix = f"floor/{group.name}/B{group.batch}/N{num_units}"
     for layer, count in layers_of(backbone_of(group.backbone, group.image_size), group.image_size).items():
         for which in PASSES:
             if layer.channels == 3 and which == "dgrad":
-                continue  # nothing asks for the image's gradient
+                continue  # the gradient of the image is not needed
             must = work(layer, which, group.batch, num_units, width)
             least = 1e3 * must.least_seconds(chip)
             bound = "operations" if must.operations / chip.operations >= must.bytes / chip.bandwidth else "bytes"
@@ -42,7 +49,7 @@ def lines(group: Group, num_units: int | None, chip: Chip, width: int = 2) -> It
             for key, value in (("operations", must.operations), ("bytes", must.bytes), ("least_ms", least)):
                 totals[key] += count * value
     yield {
-        "id": f"{prefix}/layers of an update",
+        "id": f"{prefix}/layers of a step",
         "part": "floor",
         "network": group.name,
         "layer": "all",

@@ -1,9 +1,9 @@
-"""Part ``launches``: what XLA makes of whole updates for a GPU that need not be there.
+"""Part ``launches``: training steps compiled for a GPU, without a GPU.
 
-Counts the kernels that an update launches, those of loops as often as they run, and the bytes that they read and write,
-and says what memory it takes and what compiling takes. Nothing is timed, and nothing tuned by trying. It needs ``pip
-install jax-cuda13-pjrt jax-cuda13-plugin`` of jax's version, no GPU and none of NVIDIA's libraries. The GPU is the one
-that ``h100.txtpb`` describes.
+Counts the kernels that a step launches (those of a loop once for each iteration) and the bytes that they read and
+write. Also reports temporary memory and compilation time. No step is run or timed, and XLA does not autotune. It needs
+``pip install jax-cuda13-pjrt jax-cuda13-plugin`` of jax's version, but no GPU and no other library of NVIDIA. The GPU
+is described by ``h100.txtpb``.
 """
 
 import collections
@@ -24,21 +24,21 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.settings import Group, Settings, backbone_of
 from rmn_jax.models import RMN
-from rmn_jax.train.state import Metrics, TrainState
-from rmn_jax.train.step import AXIS, make_train_step
+from rmn_jax.training.state import Metrics, TrainState
+from rmn_jax.training.step import AXIS, make_train_step
 
 _GPU = pathlib.Path(__file__).with_name("h100.txtpb")
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?\{\n(.*?)^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%[\w.\-]+ = (?:\(.*?\)|\S+) ([\w\-]+)\(")
 _VALUE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
 _ARRAY = re.compile(r"[a-z]+(\d*)\[([\d,]*)\]")
-# What the runtime does without a kernel.
+# Operations that the runtime does without a kernel.
 _NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id"}
 
 
 def run(settings: Settings, record: Record) -> None:
-    """A line a network: plain, and each RMN through each backend."""
-    backends = settings.backends or ("visits", "tiles")
+    """Adds one line for each network: plain, and each RMN with each backend."""
+    backends = settings.backends or ("scan", "tiles")
     for group in settings.groups:
         sides = [("plain", None, "none", "auto")]
         sides += [
@@ -77,7 +77,7 @@ def _compile(group: Group, num_units: int | None, attention: str, backend: str, 
         )
         stages = len(model.backbone.stages) if model.routed else 0
         return TrainState(
-            update=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             memory=variables.get("memory", {}),
@@ -95,9 +95,9 @@ def _compile(group: Group, num_units: int | None, attention: str, backend: str, 
         "index": jax.ShapeDtypeStruct((batch,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
     }
-    prepare = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # or the layers would take their forms for CPU
-        step: Any = make_train_step(model, optimizer, prepare, mesh, alpha=0.9)
+    augment = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # or the layers would use their forms for CPU
+        step: Any = make_train_step(model, optimizer, augment, mesh, alpha=0.9)
         state, key = jax.eval_shape(first_state), jax.eval_shape(lambda: jax.random.key(1))
         lowered = step.lower(placed(state, P()), placed(data, P(AXIS)), placed(key, P()))
     started = time.perf_counter()
@@ -114,10 +114,16 @@ def _compile(group: Group, num_units: int | None, attention: str, backend: str, 
 
 
 def count_launches(hlo: str) -> collections.Counter[str]:
-    """Kernels and library calls of an optimised module: ``{"in loops", "outside"}``, a loop's times its trip count.
+    """Kernels and library calls of an optimised module.
+
+    Args:
+      hlo: its text.
+
+    Returns:
+      Counts with the keys "in loops" (times the trip count) and "outside".
 
     Raises:
-      ValueError: a loop whose trip count XLA does not know: the host would wait for each turn.
+      ValueError: a loop whose trip count XLA does not know; the host would wait for each iteration.
     """
     bodies = {name: body for _, name, body in _COMPUTATION.findall(hlo)}
     entry = next(name for first, name, _ in _COMPUTATION.findall(hlo) if first)
@@ -132,7 +138,7 @@ def count_launches(hlo: str) -> collections.Counter[str]:
                 trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
                 body = re.search(r"body=%([\w.\-]+)", line)
                 if not trips or not body:
-                    raise ValueError(f"a loop of unknown length: {line.strip()[:120]}")
+                    raise ValueError(f"a loop of unknown trip count: {line.strip()[:120]}")
                 count(body[1], times * int(trips[1]), "in loops")
             elif instruction[1] == "call":
                 called = re.search(r"to_apply=%([\w.\-]+)", line)
@@ -145,10 +151,13 @@ def count_launches(hlo: str) -> collections.Counter[str]:
 
 
 def bytes_moved(hlo: str) -> int:
-    """What the kernels of an optimised module read and write: each operand and result, scratch memory too, whole, once.
+    """Bytes that the kernels of an optimised module read and write: the size of each operand and result, scratch too.
+
+    Args:
+      hlo: its text.
 
     Raises:
-      ValueError: a loop, a call or a branch in it.
+      ValueError: the module has a loop, a call or a branch.
     """
     entry = next(body for first, _, body in _COMPUTATION.findall(hlo) if first)
     sizes, total = {}, 0
@@ -158,12 +167,12 @@ def bytes_moved(hlo: str) -> int:
             name, type_, operation, operands = value.groups()
             sizes[name] = sum(_bytes(bits, shape) for bits, shape in _ARRAY.findall(type_))
             if operation in ("call", "while", "conditional"):
-                raise ValueError(f"bytes are counted in programs of one piece: {line.strip()[:120]}")
+                raise ValueError(f"cannot count bytes of a program with {operation}: {line.strip()[:120]}")
             if operation not in _NO_KERNEL:
                 total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
     return total
 
 
 def _bytes(bits: str, shape: str) -> int:
-    """Of an array as HLO writes its type: "16" of bf16, and "8,64,64,3"; pred has no bits, and takes a byte."""
+    """Bytes of an array from its type in HLO: ``bits`` "16" of bf16 ("" of pred, one byte), ``shape`` "8,64,64,3"."""
     return max(1, int(bits or 8) // 8) * math.prod(int(length) for length in shape.split(",") if length)

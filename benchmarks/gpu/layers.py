@@ -1,9 +1,10 @@
-"""The layers of a network by shape, and the least that each must compute and move.
+"""The layers of a network by shape, and the least work of each.
 
     least time = max(operations / peak operations a second, bytes / bandwidth)
 
-No version runs faster, so measured over least says what is left to gain. Axes: B inputs, N units, H W, C channels in, O
-channels out (see ``rmn_jax``).
+No implementation is faster, so the ratio of measured to least time says how much could be gained.
+
+Axes: B batch, N units, H W height and width, C channels in, O channels out (see ``rmn_jax``).
 """
 
 import math
@@ -14,17 +15,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.layers import RoutedConv, RoutedDepthwise
 from rmn_jax.models import RMN, Backbone
+from rmn_jax.models.layers import RoutedConv, RoutedDepthwise
 
 PASSES = ("fwd", "dgrad", "wgrad")  # output, input gradient, kernel gradient
 
 
 class Layer(NamedTuple):
-    """A layer on a map of ``size`` squared: C ``channels`` to O ``features``, ``kernel`` squared, by ``strides``.
+    """Shapes of a convolution. A linear layer counts as a 1x1 convolution on one pixel.
 
-    ``routed``: has a kernel for each unit. ``depthwise``: C groups. ``stage_size``: the side of its stage's input, by
-    which tiles are laid out; 0 is its own. A linear layer is a 1x1 convolution on one pixel.
+    Attributes:
+      size: H and W of its input.
+      channels: C.
+      features: O.
+      kernel: kh and kw.
+      strides: in both directions.
+      routed: whether it has a kernel for each unit.
+      depthwise: whether it has C groups.
+      stage_size: H and W of the input of its stage, which sets the length of tiles; 0 means ``size``.
     """
 
     size: int
@@ -38,7 +46,7 @@ class Layer(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in "3x3/2 64-128 @64": kernel, strides, channels and the side of the input's map."""
+        """As in "3x3/2 64-128 @64": kernel, strides, channels in and out, and ``size``."""
         kind = "dw " if self.depthwise else ""
         stem = "" if self.routed else " (not routed)"
         window = f"{self.kernel}x{self.kernel}/{self.strides}"
@@ -46,25 +54,25 @@ class Layer(NamedTuple):
 
     @property
     def out_size(self) -> int:
-        """Side of the output's map, with the usual padding of half the kernel."""
+        """OH and OW, with the usual padding of half the kernel."""
         return (self.size + 2 * (self.kernel // 2) - self.kernel) // self.strides + 1
 
     def kernel_shape(self) -> tuple[int, int, int, int]:
-        """[kh, kw, C, O], for a depthwise layer [kh, kw, 1, C]."""
+        """[kh, kw, C, O]; of a depthwise layer [kh, kw, 1, C]."""
         inputs = 1 if self.depthwise else self.channels
         return self.kernel, self.kernel, inputs, self.features
 
 
 def layers_of(backbone: Backbone, image_size: int) -> Counter[Layer]:
-    """Every distinct layer of a network, in the order of the first, and how often it is there."""
+    """Every distinct layer of a network, in order of first use, and how often it occurs."""
     found: Counter[Layer] = Counter()
-    sizes: dict[str, int] = {}  # of a part's input, by its name
+    stage_sizes: dict[str, int] = {}  # by the name of the part of the backbone
 
     def note(next_call, args, kwargs, context):
         module = context.module
         if context.method_name == "__call__" and isinstance(module, RoutedConv | RoutedDepthwise | nn.Dense):
             shape = args[0].shape
-            stage_size = sizes.setdefault(module.path[0], 1 if isinstance(module, nn.Dense) else shape[1])
+            stage_size = stage_sizes.setdefault(module.path[0], 1 if isinstance(module, nn.Dense) else shape[1])
             found[_layer(module, shape, stage_size)] += 1
         return next_call(*args, **kwargs)
 
@@ -88,30 +96,30 @@ def _layer(module: nn.Module, shape: tuple[int, ...], stage_size: int) -> Layer:
 
 
 class Work(NamedTuple):
-    """What a pass must do: ``operations`` (a multiply-add is two) and ``bytes`` through the device's memory."""
+    """Least work of a pass: ``operations`` (a multiply-add is two) and ``bytes`` to and from the device's memory."""
 
     operations: float
     bytes: float
 
     def least_seconds(self, chip: "Chip") -> float:
-        """The larger of the two times."""
+        """The larger of the times for operations and for bytes."""
         return max(self.operations / chip.operations, self.bytes / chip.bandwidth)
 
 
 def work(layer: Layer, which: str, batch: int, num_units: int | None, width: int = 2) -> Work:
-    """The work of one of ``PASSES`` for a batch: each input read once, each output written once.
+    """The least work of one pass for a batch: each input is read once, each output is written once.
 
     Args:
       layer: its shapes.
       which: a name in ``PASSES``.
       batch: B.
-      num_units: N; each unit's kernel is read, or its gradient written. None is the plain network.
-      width: bytes a value.
+      num_units: N; the kernels of all units are read, or their gradients written. None is the plain network.
+      width: bytes for each value.
     """
     pixels = layer.out_size**2
     kernel = math.prod(layer.kernel_shape())
     operations = 2.0 * batch * pixels * kernel
-    # A strided 1x1 layer reads only the pixels that it uses; its input gradient has all of them.
+    # A strided 1x1 layer reads only the pixels that it uses; its input gradient covers all pixels.
     used = pixels if layer.kernel == 1 and which != "dgrad" else layer.size**2
     kernels = kernel * (num_units if num_units and layer.routed else 1)
     values = batch * (used * layer.channels + pixels * layer.features) + kernels
@@ -119,7 +127,7 @@ def work(layer: Layer, which: str, batch: int, num_units: int | None, width: int
 
 
 class Chip(NamedTuple):
-    """The vendor's figures: dense bfloat16 ``operations`` a second, ``bandwidth`` in bytes a second."""
+    """Figures of the vendor: dense bfloat16 ``operations`` a second, ``bandwidth`` in bytes a second."""
 
     operations: float
     bandwidth: float
@@ -138,9 +146,18 @@ CHIPS = {  # by the name that the driver gives
 
 
 def find_chip(kind: str, operations: float | None = None, bandwidth: float | None = None) -> Chip:
-    """The chip of that name, either figure overridden; exits with a line where one is neither known nor given."""
+    """The chip of that name.
+
+    Args:
+      kind: a key of ``CHIPS``.
+      operations: a second, instead of the known figure.
+      bandwidth: bytes a second, likewise.
+
+    Raises:
+      SystemExit: the name is unknown and a figure is not given.
+    """
     known = CHIPS.get(kind)
     if known is None and not (operations and bandwidth):
-        raise SystemExit(f"no figures for {kind!r}: give --peak_flops and --bandwidth, or one of {', '.join(CHIPS)}")
+        raise SystemExit(f"unknown chip {kind!r}: give --peak_flops and --bandwidth, or one of {', '.join(CHIPS)}")
     base = known or Chip(0.0, 0.0)
     return Chip(operations or base.operations, bandwidth or base.bandwidth)

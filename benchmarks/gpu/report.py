@@ -1,4 +1,4 @@
-"""Part ``report``: the tables that a file of lines makes, in Markdown."""
+"""Part ``report``: tables of a file of lines, in Markdown."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from benchmarks.gpu.settings import Settings
 
 
 def run(settings: Settings, record: Record) -> None:
-    """Prints a table for each part that the file has lines of."""
+    """Prints a table for each part that has lines in the file."""
     del settings
     for part, table in (("step", steps), ("conv", convolutions), ("torch", torch), ("determinism", determinism)):
         lines = [line for line in record.lines if line.get("part") == part]
@@ -34,7 +34,7 @@ def _ratio(line: dict[str, Any]) -> str:
 
 
 def steps(lines: Iterable[dict[str, Any]]) -> list[str]:
-    """A row a network; ``least`` is that of its layers' arithmetic and bytes."""
+    """One row for each network; ``least`` is the least time of its layers (see ``benchmarks.gpu.layers``)."""
     keys = ("images_per_second", "mfu", "layers_least_ms", "peak_megabytes", "planned_megabytes", "compile_seconds")
     rates = ("images/s", "MFU", "least ms", "peak MB", "planned MB", "compile s")
     table = _head("network", "B", "side", "ms", "ratio to plain", *rates)
@@ -48,7 +48,7 @@ def steps(lines: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def convolutions(lines: Iterable[dict[str, Any]]) -> list[str]:
-    """A row a layer, pass and side; then each side's mean ratio, layers weighted by their plain time."""
+    """One row for each layer, pass and side; then the mean ratio of each side, layers weighted by their plain time."""
     lines = list(lines)
     table = _head("network", "layer", "pass", "B", "side", "load", "ms", "ratio", "TFLOP/s", "over least")
     for line in lines:
@@ -63,25 +63,25 @@ def convolutions(lines: Iterable[dict[str, Any]]) -> list[str]:
     for network, which, side, load in groups:
         chosen = [line for line in timed if (line["network"], line["pass"]) == (network, which)]
         plain = {line["layer"]: line for line in chosen if line["side"] == "plain"}
-        own = [line for line in chosen if (line["side"], line.get("load")) == (side, load)]
-        own = [line for line in own if line["layer"] in plain and line["batch"] == plain[line["layer"]]["batch"]]
-        if side == "plain" or not own:
+        rows = [line for line in chosen if (line["side"], line.get("load")) == (side, load)]
+        rows = [line for line in rows if line["layer"] in plain and line["batch"] == plain[line["layer"]]["batch"]]
+        if side == "plain" or not rows:
             continue
-        count, ratio = (np.array([line[key] for line in own]) for key in ("count", "ratio"))
-        weight = count * np.array([plain[line["layer"]]["milliseconds"] for line in own])
-        least = float(np.sum(weight * ratio) / np.sum(count * [line["least_ms"] for line in own]))
+        count, ratio = (np.array([line[key] for line in rows]) for key in ("count", "ratio"))
+        weight = count * np.array([plain[line["layer"]]["milliseconds"] for line in rows])
+        least = float(np.sum(weight * ratio) / np.sum(count * [line["least_ms"] for line in rows]))
         mean = float(np.sum(weight * ratio) / np.sum(weight))
         table.append(_row(network, which, side, load, f"{mean:.3f}", f"{ratio.max():.3f}", f"{least:.2f}"))
     return table
 
 
 def torch(lines: Iterable[dict[str, Any]]) -> list[str]:
-    """A row a side."""
+    """One row for each side."""
     keys = ("side", "batch", "milliseconds", "ratio", "images_per_second", "peak_megabytes")
     return _head(*keys) + [_row(*(line.get(key) for key in keys)) for line in lines]
 
 
 def determinism(lines: Iterable[dict[str, Any]]) -> list[str]:
-    """A row a setting of the flags."""
+    """One row for each setting of the flags."""
     keys = ("flags", "equal_within_a_process", "equal_between_processes", "milliseconds", "ratio")
     return _head(*keys) + [_row(*(line[key] for key in keys)) for line in lines if keys[1] in line]

@@ -1,10 +1,10 @@
-"""What is measured: the sizes of a full run, and those of a dry run on a CPU. Imports no JAX."""
+"""Sizes of a full run, and of a dry run on a CPU. Imports no JAX."""
 
 from typing import Any, NamedTuple
 
 
 class Group(NamedTuple):
-    """A network at one size, with the RMNs to measure against it: each a number of units and an attention."""
+    """A network at one size, and the RMNs to measure against it: (N, attention) for each."""
 
     backbone: str
     image_size: int
@@ -18,7 +18,7 @@ class Group(NamedTuple):
 
 
 EIGHT = ((8, "none"), (8, "conditional"))
-GROUPS = (  # the most telling first: time may run out
+GROUPS = (  # the most important first, because the time may not suffice for all
     Group("resnet18", 64, 1024, (*EIGHT, (2, "none"), (4, "none"), (16, "none"))),
     Group("resnet50", 64, 1024, EIGHT),
     Group("efficientnet_b0", 64, 1024, EIGHT),
@@ -29,24 +29,25 @@ DRY_GROUPS = (Group("tiny", 8, 16, ((4, "conditional"),)),)
 
 
 class Settings(NamedTuple):
-    """All that decides what is measured and how.
+    """What is measured, and how.
 
     Attributes:
-      dry: a dry run: tiny sizes, the CPU, figures that mean nothing.
-      groups: networks for ``step``.
-      conv_networks: (name, image size) whose layers ``conv`` measures.
-      conv_layers: how many layers of each; None is all.
-      batch: B of ``conv`` and ``torch``; halved where memory does not hold it.
-      num_units: N of ``conv``, ``torch`` and ``determinism``.
-      backends: of the routed convolution; None is the automatic one in ``step``, both for GPUs in ``launches``, and in
-        ``conv`` all but "loop" (which waits for the host), on a CPU all.
+      dry: a dry run: tiny sizes on the CPU. Its times mean nothing.
+      groups: networks of ``step``, ``floor`` and ``launches``.
+      conv_networks: (name, image size) of the networks whose layers ``conv`` measures.
+      conv_layers: number of layers of each network; None is all.
+      batch: B of ``conv`` and ``torch``; halved if it does not fit in memory.
+      num_units: N of ``conv``, ``torch``, ``determinism`` and ``floor``.
+      backends: of the routed convolution. None is "auto" in ``step``, "scan" and "tiles" in ``launches``, and all in
+        ``conv`` ("loop" only on a CPU, because it waits for the host).
       loads: of ``conv``.
-      passes: of ``conv``.
+      passes: of ``conv``; "together" first, because it matters most.
       rounds: samples of each side.
-      sample_seconds: how long a sample lasts at least, for which a call is repeated.
-      updates: of ``determinism``.
-      peak_flops, bandwidth: the chip's, where its name is not known or another figure is wanted.
-      chip: for ``floor``, whose figures to take.
+      sample_seconds: least duration of a sample, in seconds. A call is repeated to fill it.
+      steps: number of training steps in ``determinism``.
+      peak_flops: operations a second of the chip, instead of the known figure; None for the known one.
+      bandwidth: bytes a second of its memory, likewise.
+      chip: the name of the chip for ``floor``.
       dtype: compute type.
     """
 
@@ -61,7 +62,7 @@ class Settings(NamedTuple):
     passes: tuple[str, ...] = ("together", "fwd", "dgrad", "wgrad")
     rounds: int = 10
     sample_seconds: float = 0.03
-    updates: int = 5
+    steps: int = 5
     peak_flops: float | None = None
     bandwidth: float | None = None
     chip: str = "NVIDIA H200"
@@ -69,7 +70,7 @@ class Settings(NamedTuple):
 
 
 def dry_run() -> Settings:
-    """The same code at sizes that a CPU compiles and runs in seconds."""
+    """Settings for the same code at sizes that a CPU compiles and runs in seconds."""
     return Settings(
         dry=True,
         groups=DRY_GROUPS,
@@ -80,7 +81,7 @@ def dry_run() -> Settings:
         loads=("random", "all-to-one"),
         rounds=2,
         sample_seconds=0.0,
-        updates=2,
+        steps=2,
         peak_flops=1e11,
         bandwidth=1e10,
         dtype="float32",
@@ -88,7 +89,7 @@ def dry_run() -> Settings:
 
 
 def backbone_of(name: str, image_size: int) -> Any:
-    """The backbone of that name for Tiny ImageNet's 200 or ImageNet's 1000 classes; "tiny" is the dry run's."""
+    """The backbone of that name, for the classes of ``num_classes_of``; "tiny" is the backbone of the dry run."""
     from rmn_jax.models import create_backbone
     from rmn_jax.models.resnet import BasicBlock, resnet
 
@@ -98,5 +99,5 @@ def backbone_of(name: str, image_size: int) -> Any:
 
 
 def num_classes_of(image_size: int) -> int:
-    """K of the benchmark with images of that size."""
+    """K of the data set with images of that size: 200 for Tiny ImageNet, 1000 for ImageNet, 10 for the dry run."""
     return 10 if image_size < 32 else 200 if image_size <= 64 else 1000

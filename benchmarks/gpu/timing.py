@@ -1,4 +1,4 @@
-"""Times of short calls on a GPU: each sample many calls in a row, waited for once, sides in turn."""
+"""Timing of short calls on a GPU: each sample is many consecutive calls and one wait; the sides take turns."""
 
 import math
 import time
@@ -14,16 +14,19 @@ from rmn_jax.bench.measure import interleave
 def seconds_per_call(
     sides: Mapping[str, Callable[[], Any]], rounds: int, sample_seconds: float, most: int = 100
 ) -> dict[str, np.ndarray]:
-    """Seconds a call of each side in each of ``rounds`` rounds.
+    """Times all sides.
 
-    A call returns before the device is done, and the device takes calls in order; so a sample starts as many calls as
-    last ``sample_seconds`` and waits for the last. What starting a call costs is then hidden behind the call before it.
+    A call returns before the device is done, and the device runs calls in order. So a sample starts many calls and
+    waits for the last one. The launch of a call then overlaps with the call before it.
 
     Args:
       sides: compiled functions with their arguments bound.
       rounds: samples of each side.
-      sample_seconds: how long a sample should last; 0 takes single calls.
-      most: calls a sample at most, for the memory of results not yet dropped.
+      sample_seconds: duration of a sample; 0 is one call.
+      most: most calls in a sample. It bounds the memory of results that are not freed yet.
+
+    Returns:
+      Seconds for one call of each side, [rounds].
     """
     counts = {name: _count(call, sample_seconds, most) for name, call in sides.items()}
     repeated = {name: _repeated(call, counts[name]) for name, call in sides.items()}
@@ -31,7 +34,7 @@ def seconds_per_call(
 
 
 def _count(call, sample_seconds: float, most: int) -> int:
-    jax.block_until_ready(call())  # the first loads the program
+    jax.block_until_ready(call())  # the first call loads the program
     started = time.perf_counter()
     jax.block_until_ready(call())
     once = time.perf_counter() - started
@@ -48,10 +51,10 @@ def _repeated(call, count: int) -> Callable[[], Any]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the device's memory did not suffice, in compiling or in running."""
+    """Whether an error says that the device has too little memory, for compiling or for running."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line of at most 300 characters."""
+    """Type and first line of an error, at most 300 characters."""
     return f"{type(error).__name__}: {(str(error) or '?').splitlines()[0]}"[:300]

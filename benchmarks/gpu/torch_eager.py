@@ -1,8 +1,9 @@
 """Part ``torch``: the same ResNet-18 and RMN in PyTorch eager mode, as a user without this package would write them.
 
-Two ways to route, both with channels-last memory, autocast and a fused SGD: ``masks`` loops over the units and
-indexes the batch by a mask each; ``split`` sorts the batch once a stage and splits it by the loads. Both take the
-assignment as given, as ``step`` does, after computing the distances. A process of its own, for the GPU's memory.
+There are two ways to dispatch rows to their units. ``masks`` loops over the units and indexes the batch by one mask
+each. ``split`` sorts the batch once for each stage and splits it by the loads. Both use channels-last memory, autocast
+and a fused SGD. Both take the assignment as given, as part ``step`` does, after they computed the distances. The part
+runs in a separate process, which then has all of the GPU's memory.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ SIDES = ("plain", "masks", "split")
 
 
 def run(settings: Settings, record: Record) -> None:
-    """A line a side; says so and does nothing where PyTorch is not installed."""
+    """Adds one line for each side. Without PyTorch, prints that it is skipped."""
     if importlib.util.find_spec("torch") is None:
         print(json.dumps({"part": "torch", "skipped": "PyTorch is not installed"}), flush=True)
         return
@@ -35,7 +36,7 @@ def run(settings: Settings, record: Record) -> None:
             command, env=dict(os.environ), stdout=subprocess.PIPE, text=True, timeout=record.time_left(), check=False
         )
     except subprocess.TimeoutExpired:
-        print("# stopped for time; the same command goes on", file=sys.stderr)
+        print("# out of time; run the same command again to continue", file=sys.stderr)
         return
     if done.returncode:
         raise SystemExit(f"the PyTorch process ended with status {done.returncode}")
@@ -46,7 +47,7 @@ def run(settings: Settings, record: Record) -> None:
 def measure(
     size: int, batch: int, num_units: int, dtype: str, rounds: int, sample_seconds: float
 ) -> list[dict[str, Any]]:
-    """The lines of all sides, timed in turn, at the largest of B, B / 2 .. that memory holds."""
+    """The lines of all sides, timed in turn, at the largest of B, B / 2, B / 4 .. that fits in memory."""
     import torch
 
     while True:
@@ -63,24 +64,24 @@ def _measure(size, batch, num_units, dtype, rounds, sample_seconds) -> list[dict
     import numpy as np
     import torch
 
-    from benchmarks.gpu.torch_network import Update
+    from benchmarks.gpu.torch_network import Step
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     width = 64 if size == 64 else 8
-    sides, peaks = {}, {}
+    steps, peaks = {}, {}
     for side in SIDES:
         before = _reset_peak(torch, device)
-        sides[side] = Update(side, size, width, batch, num_units, dtype, device)
+        steps[side] = Step(side, size, width, batch, num_units, dtype, device)
         for _ in range(3):
-            sides[side]()
+            steps[side]()
         peaks[side] = _peak(torch, device, before)
-    counts = {side: max(1, int(sample_seconds / _seconds(torch, device, update, 1))) for side, update in sides.items()}
+    counts = {side: max(1, int(sample_seconds / _seconds(torch, device, step, 1))) for side, step in steps.items()}
     taken: dict[str, list[float]] = {side: [] for side in SIDES}
     for turn in range(rounds):
         for side in SIDES[turn % 3 :] + SIDES[: turn % 3]:
-            taken[side].append(_seconds(torch, device, sides[side], counts[side]))
+            taken[side].append(_seconds(torch, device, steps[side], counts[side]))
     lines = []
     for side in SIDES:
         low, middle, high = np.percentile(taken[side], (25, 50, 75))
@@ -101,13 +102,13 @@ def _measure(size, batch, num_units, dtype, rounds, sample_seconds) -> list[dict
     return lines
 
 
-def _seconds(torch, device: str, update, count: int) -> float:
-    """Seconds an update, over ``count`` of them in a row."""
+def _seconds(torch, device: str, step, count: int) -> float:
+    """Seconds for one step, averaged over ``count`` consecutive steps."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(count):
-        update()
+        step()
     if device == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / count

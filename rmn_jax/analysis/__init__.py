@@ -1,1 +1,1 @@
-"""What a network costs and what its memories hold."""
+"""Analysis of networks: parameter and multiply-add counts, and what the memories of a trained run stand for."""

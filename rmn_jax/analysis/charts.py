@@ -1,7 +1,9 @@
-"""Images and charts as pieces of HTML that need nothing beside them: ``data:`` URIs and inline SVG.
+"""Images and charts as self-contained HTML: ``data:`` URIs and inline SVG.
 
-Colours are CSS classes, so that the page's style chooses them for light and dark: ``u0``, ``u1``, ... of units,
-``heat`` of a heat map. Axes: S stages, N units, K classes, E epochs (see ``rmn_jax``).
+Colours are CSS classes, so the style of the page sets them for its light and its dark scheme: ``u0``, ``u1``, .. for
+units, ``heat`` for a heat map.
+
+Axes: N units, K classes, H W height and width of an image, E epochs (see ``rmn_jax``).
 """
 
 import base64
@@ -13,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-LARGEST_IMAGE = 96  # pixels a side on the page
-LOSSLESS = 48  # up to this side every pixel counts and is kept; larger photographs become JPEG
-_LEVELS = 20  # of a heat map
-_LABEL_HEIGHT = 13  # pixels a line of small text needs
+LARGEST_IMAGE = 96  # longest side of an image on the page, in pixels
+LOSSLESS = 48  # images up to this side, in pixels, are PNG; larger ones are JPEG
+_LEVELS = 20  # colour levels of a heat map
+_LABEL_HEIGHT = 13  # height of a line of small text, in pixels
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image, uint8 [H, W, 3], as a ``data:`` URI; scaled down where a side is above ``LARGEST_IMAGE``."""
+    """An image, uint8 [H, W, 3], as a ``data:`` URI; scaled down if a side is longer than ``LARGEST_IMAGE``."""
     picture = Image.fromarray(image)
     picture.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -34,15 +36,18 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def load_chart(epochs: Sequence[int], load: np.ndarray) -> str:
-    """Stacked bars of each unit's share of a stage, a column an epoch; unit 1 at the top.
+    """Stacked bars of the units' shares at one stage: a column for each epoch, unit 1 at the top.
 
     Args:
       epochs: E numbers.
-      load: [E, N], inputs each unit got.
+      load: [E, N], number of inputs that each unit received.
+
+    Returns:
+      An SVG element.
     """
     share = load / np.maximum(load.sum(axis=1, keepdims=True), 1)
     ends = 100 * np.cumsum(share, axis=1)
-    width = 0.92 if len(epochs) <= 60 else 1  # narrow bars touch: gaps of less than a pixel only shimmer
+    width = 0.92 if len(epochs) <= 60 else 1  # no gaps of less than a pixel between narrow bars: they flicker
     bars = []
     for unit in range(load.shape[1]):
         boxes = [
@@ -63,7 +68,14 @@ def load_chart(epochs: Sequence[int], load: np.ndarray) -> str:
 
 
 class _Grid(NamedTuple):
-    """Where a heat map's cells lie, in pixels: rows from ``top``, columns right of ``left`` and a strip of colour."""
+    """Positions of the cells of a heat map, in pixels.
+
+    Attributes:
+      left: left edge of the strip of unit colours; the cells begin 10 pixels to its right.
+      top: upper edge of the first row.
+      cell: width of a column.
+      row: height of a row.
+    """
 
     left: float
     top: float
@@ -78,29 +90,32 @@ class _Grid(NamedTuple):
 
 
 def heat_map(counts: np.ndarray, names: Sequence[str], dead: np.ndarray) -> str:
-    """Where each class goes in a stage: a row a class, a column a unit, stronger the larger the class's share.
+    """Heat map of one stage: a row for each class, a column for each unit, the unit's share of the class as colour.
 
-    Classes stand by the unit that gets most of them. With many classes rows are thin and only some are labelled;
-    hovering a row tells its class and shares.
+    Classes are sorted by the unit that receives most of them. With many classes the rows are thin and only some have a
+    label; the tooltip of a row shows its class and shares.
 
     Args:
-      counts: [K, N], images of each class that each unit got.
-      names: K.
-      dead: [N] bool.
+      counts: [K, N], number of images of each class that each unit received.
+      names: of the K classes.
+      dead: [N] bool, units without images.
+
+    Returns:
+      An SVG element.
     """
     num_classes, num_units = counts.shape
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     order = class_order(share)
     share, ordered = share[order], [names[index] for index in order]
-    height = min(20.0, max(1.0, 660 / num_classes))
-    every = int(np.ceil(_LABEL_HEIGHT / height))
-    labels = {row: shorten(ordered[row]) for row in range(0, num_classes, every)}
+    row_height = min(20.0, max(1.0, 660 / num_classes))
+    rows_per_label = int(np.ceil(_LABEL_HEIGHT / row_height))
+    labels = {row: shorten(ordered[row]) for row in range(0, num_classes, rows_per_label)}
     left = 8 + max(map(_text_width, labels.values()))
-    grid = _Grid(left, 30 if dead.any() else 20, min(40, max(15, 180 / num_units)), height)
+    grid = _Grid(left, 30 if dead.any() else 20, min(40, max(15, 180 / num_units)), row_height)
     parts = _columns(grid, dead) + _cells(grid, share) + _rows(grid, share, ordered, labels)
     width, height = grid.x(num_units) + 2, grid.y(num_classes) + 2
     return (
-        f'<svg class="heatmap" viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}" role="img" '
+        f'<svg class="heatmap" viewBox="0 0 {_number(width)} {_number(height)}" width="{_number(width)}" role="img" '
         f'aria-label="share of each class by unit">{"".join(parts)}</svg>'
     )
 
@@ -108,14 +123,14 @@ def heat_map(counts: np.ndarray, names: Sequence[str], dead: np.ndarray) -> str:
 def _columns(grid: _Grid, dead: np.ndarray) -> list[str]:
     parts = []
     for unit, is_dead in enumerate(dead):
-        middle = _n(grid.x(unit) + grid.cell / 2)
-        cross = f'<tspan x="{middle}" dy="12">✕</tspan><title>dead PU</title>' if is_dead else ""
+        middle = _number(grid.x(unit) + grid.cell / 2)
+        cross = f'<tspan x="{middle}" dy="12">✕</tspan><title>dead unit</title>' if is_dead else ""
         parts.append(f'<text class="column{" dead" if is_dead else ""}" x="{middle}" y="13">{unit + 1}{cross}</text>')
     return parts
 
 
 def _cells(grid: _Grid, share: np.ndarray) -> list[str]:
-    """One path for all cells of like shares: a thousand classes are thousands of cells."""
+    """One path for all cells of the same level. With a thousand classes there are thousands of cells."""
     levels = np.ceil(share * _LEVELS - 1e-9).astype(int)
     parts = []
     for level in np.unique(levels[levels > 0]):
@@ -128,13 +143,13 @@ def _cells(grid: _Grid, share: np.ndarray) -> list[str]:
 
 
 def _rows(grid: _Grid, share: np.ndarray, names: Sequence[str], labels: dict[int, str]) -> list[str]:
-    """Of each class a strip in the colour of its unit, a label if it has one, and what hovering tells."""
-    parts, whole = [], _n(grid.x(share.shape[1]))
+    """For each class a strip in the colour of its main unit, a label if it has one, and a tooltip."""
+    parts, whole = [], _number(grid.x(share.shape[1]))
     for row, name in enumerate(names):
-        place = f'y="{_n(grid.y(row))}" height="{_n(grid.row)}"'
-        parts.append(f'<rect class="u{share[row].argmax()}" x="{_n(grid.left)}" width="4" {place}/>')
+        place = f'y="{_number(grid.y(row))}" height="{_number(grid.row)}"'
+        parts.append(f'<rect class="u{share[row].argmax()}" x="{_number(grid.left)}" width="4" {place}/>')
         if row in labels:
-            at = f'x="{_n(grid.left - 5)}" y="{_n(grid.y(row) + grid.row / 2)}"'
+            at = f'x="{_number(grid.left - 5)}" y="{_number(grid.y(row) + grid.row / 2)}"'
             parts.append(f'<text class="row" {at}>{escape(labels[row])}</text>')
         title = escape(_shares(name, share[row]))
         parts.append(f'<rect class="over" width="{whole}" {place}><title>{title}</title></rect>')
@@ -142,12 +157,12 @@ def _rows(grid: _Grid, share: np.ndarray, names: Sequence[str], labels: dict[int
 
 
 def class_order(share: np.ndarray) -> np.ndarray:
-    """Classes by the unit that gets most of each, then by how much, largest first: [K, N] -> [K] int."""
+    """Classes sorted by their main unit, then by their share there, largest first: [K, N] -> [K] int."""
     return np.lexsort((-share.max(axis=1), share.argmax(axis=1)))
 
 
 def shorten(name: str, longest: int = 17) -> str:
-    """A name that fits beside a chart; of many names in one (as ImageNet's classes have) the first."""
+    """A name that fits beside a chart. Of several names separated by commas (as in ImageNet) the first is kept."""
     if len(name) > longest:
         name = name.split(",")[0]
     return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"
@@ -158,14 +173,14 @@ def _shares(title: str, share: np.ndarray) -> str:
 
 
 def _text_width(text: str) -> float:
-    """About how wide small text is, in pixels; Chinese, Japanese and Korean letters are square."""
+    """Approximate width of small text, in pixels; Chinese, Japanese and Korean characters are square."""
     return sum(12 if ord(letter) > 0x2E7F else 7 for letter in text)
 
 
 def _box(x: float, y: float, width: float, height: float) -> str:
-    """A rectangle as part of a path, shorter than an element of its own."""
-    return f"M{_n(x)} {_n(y)}h{_n(width)}v{_n(height)}h{_n(-width)}z"
+    """A rectangle as a part of a path, which is shorter than an element."""
+    return f"M{_number(x)} {_number(y)}h{_number(width)}v{_number(height)}h{_number(-width)}z"
 
 
-def _n(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")

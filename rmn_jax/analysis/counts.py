@@ -1,9 +1,10 @@
-"""Parameters and multiply-adds of a network, from its shapes alone: nothing is computed, no weight is drawn.
+"""Parameters and multiply-adds of a network, from shapes only: nothing is computed, no weights are drawn.
 
-The convention is the paper's (and torchvision's): one multiply-add for each product of a convolution or
-linear layer, nothing for biases, norms, activations and pooling. Only the active path counts: an input goes
-through one unit a stage, so a routed network costs what the plain one does plus its distances to the
-memories.
+The convention is that of the paper and of torchvision: one multiply-add for each product of a convolution or linear
+layer, none for biases, norms, activations and pooling. Only the active path counts. An input goes through one unit of
+each stage, so a routed network costs as much as the plain one plus the distances to the memories.
+
+Axes: B batch, N units, H W height and width, C channels (see ``rmn_jax``).
 """
 
 import math
@@ -17,7 +18,13 @@ from rmn_jax.models.rmn import RMN, Outputs
 
 
 class Shapes(NamedTuple):
-    """A network's ``outputs`` and ``variables`` as ``jax.ShapeDtypeStruct``, and its ``multiply_adds``."""
+    """Shapes of a network.
+
+    Attributes:
+      outputs: as ``jax.ShapeDtypeStruct``.
+      variables: as ``jax.ShapeDtypeStruct``.
+      multiply_adds: on the active path, for one image.
+    """
 
     outputs: Outputs
     variables: dict[str, Any]
@@ -25,12 +32,12 @@ class Shapes(NamedTuple):
 
 
 def count_parameters(variables: dict[str, Any]) -> int:
-    """Number of trained values: all leaves of the collection ``params``, those of all units included.
+    """Number of trained values: all leaves of the collection ``params``, of all units.
 
-    Memories and batch norm's running statistics are not trained and do not count.
+    Memories and the running statistics of batch norm are not trained and do not count.
 
     Args:
-      variables: of a network, as arrays or as ``jax.ShapeDtypeStruct``.
+      variables: of a network, as arrays or ``jax.ShapeDtypeStruct``.
     """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
@@ -43,20 +50,20 @@ def count_multiply_adds(model: RMN, image_size: int) -> int:
       image_size: height and width in pixels.
 
     Returns:
-      Those of convolutions and linear layers (conditional attention's two included) and, when routed, N C for
-      each stage's distances.
+      The products of all convolutions and linear layers (with the two of conditional attention). When routed, N C
+      more for the distances of each stage.
     """
     return trace_shapes(model, image_size).multiply_adds
 
 
 def trace_shapes(model: RMN, image_size: int, *, batch: int = 1, train: bool = False) -> Shapes:
-    """Initialises and runs ``model`` on shapes alone.
+    """Initialises and runs a network on shapes only.
 
     Args:
       model: plain or routed.
       image_size: height and width in pixels.
-      batch: B of the outputs; ``multiply_adds`` are for one image whatever B.
-      train: whether dropout and the like are there.
+      batch: B of the outputs. ``multiply_adds`` are for one image at any B.
+      train: training mode, for example with dropout.
     """
     total = 0
 
@@ -74,19 +81,15 @@ def trace_shapes(model: RMN, image_size: int, *, batch: int = 1, train: bool = F
             return model.init_with_output(keys[0], images, train=train, keys=keys)
 
     outputs, variables = jax.eval_shape(initialise)
-    distances = count_memory_values(variables)
+    # A distance to a memory has a product for each of its C values.
+    distances = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.get("memory", {})))
     return Shapes(outputs, variables, total // batch + distances)
 
 
-def count_memory_values(variables: dict[str, Any]) -> int:
-    """Values in all memories, N C summed over stages; 0 for a plain network."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables.get("memory", {})))
-
-
 def _products_of_layer(module: nn.Module, output: Any) -> int:
-    """Multiply-adds of one call of a layer that owns a ``kernel``, 0 for any other module.
+    """Multiply-adds of one call of a layer with a parameter ``kernel``; 0 for any other module.
 
-    Each output value sums as many products as the kernel has entries for its channel: kh kw C for a
+    An output value is the sum of as many products as the kernel has entries for its channel: kh kw C for a
     convolution, kh kw for a depthwise one (kernel [kh, kw, 1, C]), C for a linear layer.
     """
     if not module.has_variable("params", "kernel"):

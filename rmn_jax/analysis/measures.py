@@ -1,29 +1,30 @@
-"""What a stage's routing follows: how much an image's class, colour or edges tell of the unit it is sent to.
+"""Measures of what explains a stage's routing: mutual information of the unit with an image's class, colour or edges.
 
-Pure numpy. Axes: M images, H W height and width, K codes of what is compared (classes, bins). Information is in nats.
+Pure numpy. Information is in nats. Axes: M images, N units, H W height and width of an image, K codes (classes or
+bins).
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-COLOUR_BINS = 4  # a channel, so 64 colours
+COLOUR_BINS = 4  # for each channel, so 64 colours
 EDGE_BINS = 16
 
-# ITU-R BT.709: what red, green and blue add to the brightness that is seen.
+# Luminance of red, green and blue (ITU-R BT.709).
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
 
 
 class Information(NamedTuple):
-    """What knowing one quantity tells of a stage's assignment.
+    """How much a property of the images explains of a stage's assignment.
 
     Attributes:
-      nats: mutual information I(unit; quantity) of the sample.
-      chance: its mean when the images' units are shuffled. A sample shows some information even where there is none,
-        the more the fewer its images and the more the codes, about (N - 1)(K - 1) / 2M nats.
-      chance_95: the value that 95% of the shuffles stay at or below.
-      share: how much of the assignment's entropy the quantity explains beyond chance,
-        (nats - chance) / (H(unit) - chance): about 0 without any connection, 1 where the quantity decides the unit.
+      nats: mutual information I(unit; property) of the sample.
+      chance: its mean when the units are shuffled over the images. A finite sample has some information even if there
+        is no relation: about (N - 1)(K - 1) / 2M nats.
+      chance_95: 95th percentile of the shuffles.
+      share: share of the assignment's entropy that the property explains beyond chance,
+        (nats - chance) / (H(unit) - chance). About 0 without any relation, 1 if the property determines the unit.
     """
 
     nats: float
@@ -33,7 +34,7 @@ class Information(NamedTuple):
 
     @property
     def above_chance(self) -> bool:
-        """Whether there is more than 95% of the shuffles have."""
+        """Whether the information is above that of 95% of the shuffles."""
         return self.nats > self.chance_95 + 1e-9
 
 
@@ -45,63 +46,64 @@ def entropy(codes: np.ndarray) -> float:
 
 
 def mutual_information(one: np.ndarray, other: np.ndarray) -> float:
-    """I(one; other) = H(one) + H(other) - H(one, other) in nats of a sample, uncorrected.
+    """I(one; other) = H(one) + H(other) - H(one, other) of a sample, in nats, without a correction for its size.
 
     Args:
       one: [M] non-negative integers.
-      other: [M] likewise.
+      other: [M] non-negative integers.
     """
     joint = one.astype(np.int64) * (int(other.max()) + 1) + other
-    return max(0.0, entropy(one) + entropy(other) - entropy(joint))  # rounding may leave less than nothing
+    return max(0.0, entropy(one) + entropy(other) - entropy(joint))  # rounding can make it negative
 
 
 def information(assignment: np.ndarray, codes: np.ndarray, shuffles: int = 100, seed: int = 0) -> Information:
-    """Mutual information of a stage's assignment and a quantity, beside what chance alone shows.
+    """Mutual information of a stage's assignment and a property, and how much of it is chance.
 
     Args:
       assignment: [M] int, the unit of each image.
-      codes: [M] int, the quantity: a class or a bin.
-      shuffles: how many permutations the baseline is taken over.
+      codes: [M] int, the property: a class or a bin.
+      shuffles: number of random permutations that chance is estimated from.
       seed: of the permutations.
     """
     rng = np.random.default_rng(seed)
     nats = mutual_information(assignment, codes)
     shuffled = [mutual_information(rng.permutation(assignment), codes) for _ in range(shuffles)]
     chance = float(np.mean(shuffled))
-    left = entropy(assignment) - chance
-    share = (nats - chance) / left if left > 1e-9 else 0.0  # one unit for all, or a code for each image
+    explainable = entropy(assignment) - chance
+    # Nothing can be explained if all images go to one unit, or if each image has a code of its own.
+    share = (nats - chance) / explainable if explainable > 1e-9 else 0.0
     return Information(nats, chance, float(np.quantile(shuffled, 0.95)), share)
 
 
 def mean_colour(images: np.ndarray) -> np.ndarray:
-    """Mean red, green and blue of each image in 0..1: uint8 [M, H, W, 3] -> float64 [M, 3]."""
+    """Mean red, green and blue of each image, in 0..1: uint8 [M, H, W, 3] -> float64 [M, 3]."""
     return images.mean(axis=(1, 2)) / 255
 
 
 def edge_energy(images: np.ndarray) -> np.ndarray:
-    """Mean size of the brightness gradient of each image: uint8 [M, H, W, 3] -> float64 [M].
+    """Mean length of the luminance gradient of each image: uint8 [M, H, W, 3] -> float64 [M].
 
-    Luminance in 0..1 a pixel, by central differences (one-sided at the border). Flat images have 0.
+    In units of luminance (0..1) per pixel, by central differences (one-sided at the border). A flat image has 0.
     """
-    slopes = (np.gradient(image @ _LUMINANCE / 255) for image in images)  # one by one: a batch is large in floats
-    return np.array([np.hypot(down, right).mean() for down, right in slopes])
+    gradients = (np.gradient(image @ _LUMINANCE / 255) for image in images)  # one by one: floats need much memory
+    return np.array([np.hypot(down, right).mean() for down, right in gradients])
 
 
 def quantile_bins(values: np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each value, cut so that bins hold equally many: float [M] -> int [M] in [0, bins).
+    """The quantile bin of each value; all bins hold equally many: float [M] -> int [M] in [0, bins).
 
-    Equal values share a bin, so that a quantity with few values fills fewer bins.
+    Equal values share a bin, so a property with few distinct values uses fewer bins.
     """
-    cuts = np.quantile(values, np.arange(1, bins) / bins)
-    return np.searchsorted(cuts, values, side="right")
+    edges = np.quantile(values, np.arange(1, bins) / bins)
+    return np.searchsorted(edges, values, side="right")
 
 
 def colour_bins(colour: np.ndarray, bins: int = COLOUR_BINS) -> np.ndarray:
-    """Mean colours as codes: each channel in ``bins`` quantile bins, jointly, [M, 3] -> int [M] in [0, bins^3)."""
+    """Mean colours as joint codes, with ``bins`` quantile bins for each channel: [M, 3] -> int [M] in [0, bins^3)."""
     red, green, blue = (quantile_bins(channel, bins) for channel in colour.T)
     return (red * bins + green) * bins + blue
 
 
 def edge_bins(energy: np.ndarray, bins: int = EDGE_BINS) -> np.ndarray:
-    """Edge energies [M] as codes: int [M] in [0, bins), quantile bins."""
+    """Edge energies as codes, by quantile bins: [M] -> int [M] in [0, bins)."""
     return quantile_bins(energy, bins)

@@ -1,8 +1,8 @@
-"""The frame of a page that needs nothing beside it: style, a few lines of script, a policy that forbids requests."""
+"""The frame of a self-contained HTML page: style, a few lines of script, and a policy that forbids requests."""
 
 from html import escape
 
-# The palette of Okabe and Ito, which people with any colour vision can tell apart; black is left to the text.
+# The palette of Okabe and Ito, which is safe for colour-blind readers, without black (the colour of the text).
 _UNITS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2", "#d55e00", "#d9cc1f", "#8c8c8c")
 
 _STYLE = """
@@ -103,7 +103,7 @@ footer { margin-top: 44px; font-size: 13px; color: var(--soft); }
 }
 """
 
-# An image stands under every memory that it is near to: pointing at it shows where else.
+# An image can be near to several memories. Pointing at it marks all its copies.
 _SCRIPT = """
 document.addEventListener("pointerover", ({target}) => {
   const image = target.dataset.image;
@@ -116,7 +116,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 
 def frame(title: str, body: str) -> str:
-    """A whole page.
+    """A complete HTML document.
 
     Args:
       title: plain text.
@@ -132,7 +132,7 @@ def frame(title: str, body: str) -> str:
 
 
 def _unit_colours(most: int = 64) -> str:
-    """Fill and background of each unit's class; from the ninth on the palette again, each time paler."""
+    """CSS rules with the colour of each unit. From the ninth unit on the palette repeats, paler each time."""
     rules = []
     for unit in range(most):
         colour = _UNITS[unit % len(_UNITS)]

@@ -1,7 +1,8 @@
-"""The memory analysis as files: a figure, ``routing.json``, and one HTML page with everything in it.
+"""The memory analysis as files: a figure, ``routing.json``, and one HTML page with all results.
 
-The page makes no request of any kind: images are ``data:`` URIs, charts inline SVG. Axes: S stages, N units, K classes,
-M images of the split, E epochs (see ``rmn_jax``).
+The page makes no requests: images are ``data:`` URIs and charts are inline SVG.
+
+Axes: S stages, N units, K classes (see ``rmn_jax``).
 """
 
 import json
@@ -15,37 +16,41 @@ import numpy as np
 from rmn_jax.analysis import charts, memories
 from rmn_jax.analysis.measures import COLOUR_BINS, EDGE_BINS, Information
 from rmn_jax.analysis.page import frame
-from rmn_jax.analysis.study import Study, stages
+from rmn_jax.analysis.study import Study, stage_results
+from rmn_jax.files import write_file
 
-TOP_CLASSES = 6
+TOP_CLASSES = 6  # shown for each unit
+# Keys of ``Study.information`` and what they are called on the page.
 NAMES = {"class": "class", "colour": "mean colour", "edges": "edge energy"}
 
 
 def write(study: Study, folder: pathlib.Path) -> dict[str, Any]:
-    """Writes ``figures/memories.png``, ``figures/report.html`` and ``routing.json`` into a folder.
+    """Writes ``figures/memories.png``, ``figures/report.html`` and ``routing.json``.
+
+    Args:
+      study: the results.
+      folder: an existing folder, for example that of the run.
 
     Returns:
-      ``{"figures": [paths], "stages": [...]}``: of each stage load, dead units and measures.
+      ``{"figures": [paths], "stages": [...]}``, with the load, the dead units and the measures of each stage.
     """
+    figures = folder / "figures"
     figure = memories.draw(
-        study.nearest,
-        study.images,
-        folder / "figures" / "memories.png",
-        f"{study.title}: images nearest to each memory",
+        study.nearest, study.images, figures / "memories.png", f"{study.title}: images nearest to each memory"
     )
-    page = folder / "figures" / "report.html"
-    page.write_text(to_html(study), encoding="utf-8")
-    brief = stages(study)
-    whole = [
-        stage | {"nearest": position.tolist(), "distance": distance.tolist()}
-        for stage, position, distance in zip(brief, study.nearest.position, study.nearest.distance, strict=True)
+    page = figures / "report.html"
+    write_file(page, to_html(study))
+    results = stage_results(study)
+    with_images = [
+        result | {"nearest": position.tolist(), "distance": distance.tolist()}
+        for result, position, distance in zip(results, study.nearest.position, study.nearest.distance, strict=True)
     ]
-    (folder / "routing.json").write_text(json.dumps({"stages": whole}, indent=1) + "\n")
-    return {"figures": [str(figure), str(page)], "stages": brief}
+    write_file(folder / "routing.json", json.dumps({"stages": with_images}, indent=1) + "\n")
+    return {"figures": [str(figure), str(page)], "stages": results}
 
 
 def to_html(study: Study) -> str:
-    """The page."""
+    """The page as an HTML document."""
     num_stages, _, top = study.nearest.position.shape
     smallest = min(max(image.shape) for image in study.images.values())
     sections = [
@@ -55,7 +60,7 @@ def to_html(study: Study) -> str:
         *(_stage(study, stage) for stage in range(num_stages)),
         _footer(),
     ]
-    columns = min(top, max(4, -(-top // 2)))  # two rows of images, or one of up to four
+    columns = min(top, max(4, -(-top // 2)))  # two rows of images, or one row of up to four
     pixels = ' class="pixels"' if smallest <= charts.LOSSLESS else ""
     return frame(study.title, f'<main{pixels} style="--columns: {columns}">{"".join(sections)}</main>')
 
@@ -63,15 +68,16 @@ def to_html(study: Study) -> str:
 def _header(study: Study) -> str:
     dead = int((study.nearest.load == 0).sum())
     facts = {} if study.top1 is None else {"top-1 accuracy": f"{study.top1:.2%}"}
-    facts |= {"dead PUs": f"{dead} of {study.nearest.load.size}", **study.facts}
+    facts |= {"dead units": f"{dead} of {study.nearest.load.size}", **study.facts}
     shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     links = "".join(f'<a href="#stage{i + 1}">Stage {i + 1}</a>' for i in range(len(study.nearest.load)))
     return (
         f"<header><h1>{escape(study.title)}</h1>"
-        '<p class="lead">Memory analysis of a routing-by-memory network. At each stage an image goes to the unit whose '
-        "memory is nearest to the features it arrives with. What do the memories stand for?</p>"
+        '<p class="lead">Memory analysis of a network with routing by memory. At each stage an image goes to the unit '
+        "whose memory is nearest to the features of the image. This page shows what the memories stand for.</p>"
         f"<dl>{shown}</dl><details><summary>Configuration</summary><pre>{escape(study.config)}</pre></details>"
-        f'<nav><a href="#information">What the routing follows</a><a href="#loads">Loads</a>{links}</nav></header>'
+        f'<nav><a href="#information">What explains the routing</a><a href="#loads">Load over training</a>{links}</nav>'
+        "</header>"
     )
 
 
@@ -84,11 +90,11 @@ def _information(study: Study) -> str:
         for i, stage in enumerate(study.information)
     )
     return (
-        '<section id="information"><h2>What the routing follows</h2>'
-        "<p>How much of the choice of unit is settled by knowing one thing about an image: 0% is what shuffled images "
-        "show too, 100% would settle it. Below each: mutual information in nats, and what chance alone gives.</p>"
-        f'<div class="card"><table><thead><tr><th></th>{heads}<th>in words</th></tr></thead><tbody>{rows}</tbody>'
-        "</table></div></section>"
+        '<section id="information"><h2>What explains the routing</h2>'
+        "<p>How much of the choice of unit one property of an image explains. 0%: no more than chance, as for shuffled "
+        "images. 100%: the property determines the unit. Below each share: the mutual information in nats, and its "
+        'value by chance.</p><div class="card"><table>'
+        f"<thead><tr><th></th>{heads}<th>summary</th></tr></thead><tbody>{rows}</tbody></table></div></section>"
     )
 
 
@@ -100,26 +106,26 @@ def _information_cell(name: str, found: Information) -> str:
 
 
 def in_words(stage: dict[str, Information]) -> str:
-    """One plain sentence on what a stage's routing follows."""
-    telling = sorted((name for name in stage if stage[name].above_chance), key=lambda name: -stage[name].share)
-    if not telling:
-        return "None of the three says more than chance about where an image goes."
-    first, *others = (NAMES[name] for name in telling)
+    """One sentence: which properties explain a stage's routing, the best first."""
+    explaining = sorted((name for name in stage if stage[name].above_chance), key=lambda name: -stage[name].share)
+    if not explaining:
+        return "None of the three explains more than chance."
+    first, *others = (NAMES[name] for name in explaining)
     if not others:
-        return f"Follows {first}; the others say no more than chance."
-    return f"Follows {first} most, then {' and '.join(others)}."
+        return f"Explained by {first}; the others explain no more than chance."
+    return f"Explained best by {first}, then by {' and '.join(others)}."
 
 
 def _loads(study: Study) -> str:
     if not study.history:
-        return '<section id="loads"><h2>Load over training</h2><p>The run has kept no routed epochs.</p></section>'
+        return '<section id="loads"><h2>Load over training</h2><p>The run has no routed epochs yet.</p></section>'
     epochs = [epoch for epoch, _ in study.history]
     load = np.stack([load for _, load in study.history])
     legend = "".join(f"<span>{_swatch(unit)}unit {unit + 1}</span>" for unit in range(load.shape[2]))
     charted = "".join(_load_figure(epochs, load[:, stage], stage) for stage in range(load.shape[1]))
     return (
         '<section id="loads"><h2>Load over training</h2>'
-        "<p>Each unit's share of the training images, a bar an epoch, from the first routed one on.</p>"
+        "<p>Each unit's share of the training images. One bar for each epoch, from the first routed epoch on.</p>"
         f'<div class="legend">{legend}</div><div class="loads">{charted}</div></section>'
     )
 
@@ -131,7 +137,7 @@ def _load_figure(epochs: list[int], load: np.ndarray, stage: int) -> str:
         f'<span style="top: {middle[unit]:.1f}%">{unit + 1}</span>' for unit in np.flatnonzero(last >= 0.055)
     )
     dead = np.flatnonzero(load[-1] == 0)
-    note = f'<span class="warn">dead: {_listed(dead)}</span>' if len(dead) else ""
+    note = f'<span class="warn">dead: {_units(dead)}</span>' if len(dead) else ""
     return (
         f'<figure class="card"><figcaption>Stage {stage + 1} {note}</figcaption><div class="plot">'
         f'{charts.load_chart(epochs, load)}<div class="ends">{ends}</div></div>'
@@ -162,7 +168,10 @@ def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
     )
     dead = load[unit] == 0
     if dead:
-        told = '<p class="warn">dead PU</p><p class="soft">No image reaches it. Shown: those nearest to its memory.</p>'
+        told = (
+            '<p class="warn">dead unit</p>'
+            '<p class="soft">It receives no images. Those shown are nearest to its memory.</p>'
+        )
         head = f'<h3>{_swatch(unit)}Unit {unit + 1}</h3><span class="share">0%</span>'
     else:
         told = f'<ol class="classes">{_top_classes(study, counts, unit)}</ol>'
@@ -182,8 +191,8 @@ def _image(study: Study, position: int, stage: int, unit: int, distance: float) 
     name = study.class_names[study.label[row]]
     other = path[stage] != unit and study.nearest.load[stage, unit] > 0
     title = (
-        f"{name}\nimage {position}, {distance:.3g} from the memory of unit {unit + 1}\n"
-        f"its units: {' → '.join(str(chosen + 1) for chosen in path)}"
+        f"{name}\nimage {position}, distance {distance:.3g} from the memory of unit {unit + 1}\n"
+        f"units at stages 1 to {len(path)}: {' → '.join(str(chosen + 1) for chosen in path)}"
     )
     return (
         f'<img src="{charts.data_uri(study.images[position])}" alt="{escape(name)}" title="{escape(title)}" '
@@ -198,7 +207,7 @@ def _top_classes(study: Study, counts: np.ndarray, unit: int) -> str:
     for index in np.argsort(-got, kind="stable")[:TOP_CLASSES]:
         if got[index] > 0:
             name = study.class_names[index]
-            title = f"{name}: {got[index]:.1%} of the unit's images, {usual[index]:.1%} of all"
+            title = f"{name}: {got[index]:.1%} of the unit's images, {usual[index]:.1%} of all images"
             lines.append(
                 f'<li title="{escape(title)}" style="--part: {got[index]:.1%}"><span>{escape(name)}</span>'
                 f"<b>{got[index]:.0%}</b></li>"
@@ -208,13 +217,14 @@ def _top_classes(study: Study, counts: np.ndarray, unit: int) -> str:
 
 def _footer() -> str:
     return (
-        "<footer><p>Under each memory stand the images whose features lie nearest to it, the nearest first; a dashed "
-        "frame marks one that a memory nearer still has taken. Pointing at an image shows its class, its way through "
-        "the stages, and every other memory that it stands under. Classes are those with the largest share of the "
-        "unit's images.</p><p>Mean colour: red, green and blue in "
-        f"{COLOUR_BINS} quantile bins each, jointly. Edge energy: mean gradient of the luminance in {EDGE_BINS} "
-        "quantile bins. A share is (information - chance) / (entropy of the units - chance), with chance the mean over "
-        "100 shuffles. The measures overlap (a class has its colours), so their shares do not add up.</p></footer>"
+        "<footer><p>Each unit shows the images whose features are nearest to its memory, the nearest first. A dashed "
+        "frame marks an image that goes to another unit, whose memory is nearer. Point at an image to see its class, "
+        "its units at all stages, and its copies under other memories. The classes listed are those with the largest "
+        "share of the unit's images.</p><p>Mean colour: red, green and blue, each in "
+        f"{COLOUR_BINS} quantile bins, as one joint code. Edge energy: mean gradient of the luminance, in {EDGE_BINS} "
+        "quantile bins. A share is (information - chance) / (entropy of the units - chance), where chance is the mean "
+        "over 100 shuffles. The properties overlap (a class has typical colours), so their shares do not add up.</p>"
+        "</footer>"
     )
 
 
@@ -227,5 +237,6 @@ def _bar(share: float, unit: int | None = None) -> str:
     return f'<span class="bar"><i{colour} style="width: {min(max(share, 0), 1):.1%}"></i></span>'
 
 
-def _listed(units: Iterable[int]) -> str:
-    return ", ".join(str(unit + 1) for unit in units)
+def _units(units: Iterable[int]) -> str:
+    """Unit numbers as text, for example ``unit 1, unit 3``."""
+    return ", ".join(f"unit {unit + 1}" for unit in units)

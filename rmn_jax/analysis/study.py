@@ -1,11 +1,9 @@
-"""The memory analysis of a run, gathered: what ``rmn_jax.analysis.report`` writes as a figure, a page and numbers.
+"""The memory analysis of a run: all results that ``rmn_jax.analysis.report`` writes as a figure, a page and numbers.
 
 Axes: M images of a split, S stages, N units, T nearest images, K classes (see ``rmn_jax``).
 """
 
 import datetime
-import json
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,27 +11,29 @@ import numpy as np
 
 from rmn_jax import config as configuration
 from rmn_jax.analysis import measures, memories
-from rmn_jax.data.augment import centre_crop
-from rmn_jax.train.run import Run
-from rmn_jax.train.state import TrainState
+from rmn_jax.data.augmentation import centre_crop
+from rmn_jax.training.extraction import extract
+from rmn_jax.training.progress import METRICS_FILE, read_metrics
+from rmn_jax.training.run import Run
+from rmn_jax.training.state import Phase, TrainState
 
 
 class Study(NamedTuple):
-    """What the memories of a trained network stand for.
+    """Results of the memory analysis of one run on one split.
 
     Attributes:
-      title: one line that says which network on which data.
-      top1: accuracy of the analysed state in 0..1, None if the run has not evaluated it.
-      facts: what else to know of the run, name to value, in the order shown.
+      title: one line with the network and the data set.
+      top1: accuracy of the analysed state in 0..1; None if the run has not evaluated that state.
+      facts: further facts about the run, name to value, in the order shown.
       config: the resolved configuration as JSON.
-      class_names: K.
+      class_names: K names.
       assignment: [S, M] int, the unit of each image at each stage.
       label: [M] int.
-      position: [M] int, places in the split, increasing.
-      nearest: the images nearest to each memory, and the loads.
-      images: those images by their place in the split, uint8 [H, W, 3].
-      information: of each stage, what "class", "colour" and "edges" tell of the unit.
-      history: of each routed epoch, its number and the load [S, N] of training.
+      position: [M] int, positions in the split, increasing.
+      nearest: the images nearest to each memory, and the load of each unit.
+      images: these images by position in the split, uint8 [H, W, 3].
+      information: for each stage, how much "class", "colour" and "edges" explain of the unit.
+      history: for each epoch of phase 4, its number and the load [S, N] of training.
     """
 
     title: str
@@ -51,73 +51,81 @@ class Study(NamedTuple):
 
 
 def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
-    """Sends a split through a routed network and gathers the analysis, with ``top`` images a memory.
+    """Runs the memory analysis of a routed network.
 
-    The split is read twice: once through the network, once for the images' looks.
+    The split is read twice: once through the network, once for colours, edges and the images to show.
+
+    Args:
+      run: the run.
+      state: of its routed network.
+      top: T, the number of images for each memory.
+      split: "eval" or "train".
     """
-    routed = memories.route_split(run, state, split=split)
-    nearest = memories.nearest_images(routed, state.memory, top, run.config.model.metric)
-    looks = survey(run, nearest.position, split)
+    extracted = extract(run, state.eval_variables, routed=True, split=split)
+    nearest = memories.nearest_images(extracted, state.memory, top, run.config.model.metric)
+    split_images = read_images(run, nearest.position, split)
     codes = {
-        "class": routed.label,
-        "colour": measures.colour_bins(looks.colour),
-        "edges": measures.edge_bins(looks.edges),
+        "class": extracted.label,
+        "colour": measures.colour_bins(split_images.colour),
+        "edges": measures.edge_bins(split_images.edges),
     }
-    routed_lines = [line for line in read_metrics(run.workdir / "metrics.jsonl") if line["step"] > 1]
-    model = run.config.model
+    routed_lines = [line for line in read_metrics(run.workdir / METRICS_FILE) if Phase(line["phase"]).routed]
+    step, model = int(state.step), run.config.model
     return Study(
         title=f"{model.backbone}, N = {model.num_units}, on {run.info.name}",
-        top1=next((line.get("eval_top1") for line in routed_lines if line["update"] == int(state.update)), None),
-        facts=_facts(run, int(state.update), len(routed.label)),
+        top1=next((line.get("eval_top1") for line in routed_lines if line["step"] == step), None),
+        facts=_facts(run, step, len(extracted.label)),
         config=configuration.to_json(run.config),
         class_names=tuple(run.info.class_names),
-        assignment=routed.assignment,
-        label=routed.label,
-        position=routed.position,
+        assignment=extracted.assignment,
+        label=extracted.label,
+        position=extracted.position,
         nearest=nearest,
-        images=looks.images,
+        images=split_images.shown,
         information=[
-            {name: measures.information(units, values) for name, values in codes.items()} for units in routed.assignment
+            {name: measures.information(units, values) for name, values in codes.items()}
+            for units in extracted.assignment
         ],
         history=[(line["epoch"], np.array(line["load"])) for line in routed_lines],
     )
 
 
-class Looks(NamedTuple):
-    """How the M images of a split look: ``colour`` [M, 3], ``edges`` [M] (see ``measures``), and some of the images."""
+class SplitImages(NamedTuple):
+    """The images of a split.
+
+    Attributes:
+      colour: [M, 3] float64, see ``measures.mean_colour``.
+      edges: [M] float64, see ``measures.edge_energy``.
+      shown: the images at the wanted positions, uint8 [H, W, 3], by position in the split.
+    """
 
     colour: np.ndarray
     edges: np.ndarray
-    images: dict[int, np.ndarray]
+    shown: dict[int, np.ndarray]
 
 
-def survey(run: Run, positions: np.ndarray, split: str = "eval") -> Looks:
-    """Looks at every image of a split as evaluation cuts it, and keeps those at ``positions``."""
+def read_images(run: Run, positions: np.ndarray, split: str = "eval") -> SplitImages:
+    """Reads every image of a split, cropped as in evaluation. Images that cannot be read are left out.
+
+    Args:
+      run: the run.
+      positions: ints of any shape, positions in the split of the images to keep.
+      split: "eval" or "train".
+    """
     wanted = {int(position) for position in np.ravel(positions)}
     height, width, _ = run.info.image_shape
-    colour, edges, kept = [], [], {}
+    colour, edges, shown = [], [], {}
     for batch in run.dataset.eval_batches(split):
         stored, index, mask = jax.device_get((batch["image"], batch["index"], batch["mask"]))
         images = np.stack([centre_crop(image, height, width) for image in stored])[mask]
         colour.append(measures.mean_colour(images))
         edges.append(measures.edge_energy(images))
-        kept.update({int(at): image for at, image in zip(index[mask], images, strict=True) if int(at) in wanted})
-    return Looks(np.concatenate(colour), np.concatenate(edges), kept)
+        shown.update({int(at): image for at, image in zip(index[mask], images, strict=True) if int(at) in wanted})
+    return SplitImages(np.concatenate(colour), np.concatenate(edges), shown)
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``: none without the file, and without a line that is being written."""
-    lines: list[dict[str, Any]] = []
-    try:
-        for text in path.read_text().splitlines():
-            lines.append(json.loads(text))
-    except (FileNotFoundError, ValueError):
-        pass
-    return lines
-
-
-def stages(found: Study) -> list[dict[str, Any]]:
-    """The analysis in numbers: of each stage ``load``, ``dead_units``, ``entropy`` and ``information``, all in nats."""
+def stage_results(found: Study) -> list[dict[str, Any]]:
+    """For each stage ``load``, ``dead_units``, ``entropy`` and ``information``. Entropy and information are in nats."""
     return [
         {
             "stage": i + 1,
@@ -130,13 +138,13 @@ def stages(found: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(run: Run, update: int, examples: int) -> dict[str, str]:
+def _facts(run: Run, step: int, examples: int) -> dict[str, str]:
     config = run.config
     return {
         "images analysed": f"{examples:,}",
         "classes": f"{run.info.num_classes:,}",
-        "epochs": f"{update // run.updates_per_epoch} of {config.epochs} (stem {config.stem_epochs})",
-        "batch": f"{config.batch_size:,}",
+        "epochs": f"{step // run.steps_per_epoch} of {config.epochs} (stem phase: {config.stem_epochs})",
+        "batch size": f"{config.batch_size:,}",
         "attention": config.model.attention,
         "seed": str(config.seed),
         "analysed on": datetime.date.today().isoformat(),

@@ -1,7 +1,7 @@
-"""Parameters and multiply-adds of every backbone on every benchmark, ours beside the paper's.
+"""Table of parameters and multiply-adds: every backbone on every benchmark, beside the paper's figures.
 
-Ours are counted from the networks themselves (``rmn_jax.analysis.counts``); the paper's are those it prints
-for N = 8, in millions and billions, rounded or cut to the digits shown here.
+Our figures are counted from the networks (``rmn_jax.analysis.counts``). The paper's are those that it prints for N = 8,
+in millions and billions, rounded or truncated to the digits shown here.
 """
 
 import functools
@@ -12,11 +12,11 @@ from rich.table import Table
 
 from rmn_jax.analysis import paper
 from rmn_jax.analysis.counts import Shapes, count_parameters, trace_shapes
-from rmn_jax.cloning import is_procedural
 from rmn_jax.models import RMN, create_backbone
+from rmn_jax.training.cloning import is_procedural
 
 NUM_UNITS = 8
-# Image size in pixels and number of classes.
+# Image size in pixels, and number of classes.
 BENCHMARKS = {"CIFAR-100": (32, 100), "Tiny ImageNet": (64, 200), "ImageNet": (224, 1000)}
 BACKBONES = {
     "vgg16_bn": "VGG-16",
@@ -35,12 +35,14 @@ class Row(NamedTuple):
     """One network on one benchmark.
 
     Attributes:
-      benchmark, backbone, variant: keys of ``BENCHMARKS``, ``BACKBONES``, ``VARIANTS``.
-      parameters: trained values; all units.
-      multiply_adds: for one image on the active path.
-      paper_parameters: the paper's, in millions.
-      paper_multiply_adds: the paper's, in billions; None where it prints none.
-      notes: keys of what explains a difference.
+      benchmark: a key of ``BENCHMARKS``.
+      backbone: a key of ``BACKBONES``.
+      variant: a key of ``VARIANTS``.
+      parameters: number of trained values, of all units.
+      multiply_adds: for one image, on the active path.
+      paper_parameters: the paper's figure, in millions.
+      paper_multiply_adds: the paper's figure, in billions; None if it prints none.
+      notes: keys of ``rmn_jax.analysis.paper.NOTES`` that explain a difference.
     """
 
     benchmark: str
@@ -54,18 +56,18 @@ class Row(NamedTuple):
 
     @property
     def parameter_difference(self) -> float:
-        """Ours less the paper's, in millions."""
+        """Our figure minus the paper's, in millions."""
         return self.parameters / 1e6 - self.paper_parameters
 
     @property
     def multiply_add_difference(self) -> float | None:
-        """Ours less the paper's, in billions."""
+        """Our figure minus the paper's, in billions; None if the paper prints none."""
         return None if self.paper_multiply_adds is None else self.multiply_adds / 1e9 - self.paper_multiply_adds
 
 
 @functools.cache
 def rows() -> tuple[Row, ...]:
-    """All 36 networks, counted; none is computed."""
+    """The counts of all 36 networks. No network is computed."""
     return tuple(_row(*names) for names in _all_names())
 
 
@@ -94,9 +96,9 @@ def _row(benchmark: str, backbone: str, variant: str) -> Row:
 
 
 def _counts(benchmark: str, backbone: str, routed: bool = True, attention: str = "none") -> tuple[int, int]:
-    """Parameters and multiply-adds of a network, all from its plain form, which is fast to trace.
+    """Parameters and multiply-adds of a network, both from its plain form, which is fast to trace.
 
-    Routing makes N leaves of one below a stage and takes N C more products a stage; a test holds both against
+    Routing adds N - 1 copies of each leaf below a stage, and N C products for each stage. A test compares both with
     traced routed networks.
     """
     plain = _plain_shapes(benchmark, backbone, attention)
@@ -116,7 +118,7 @@ def _plain_shapes(benchmark: str, backbone: str, attention: str) -> Shapes:
 
 
 def to_json(table: tuple[Row, ...]) -> list[dict[str, Any]]:
-    """One dictionary a row: its fields, both differences, and the notes written out."""
+    """One dictionary for each row: its fields, both differences, and the text of the notes."""
     return [
         {
             **row._asdict(),
@@ -161,13 +163,13 @@ def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
 
 
 def _numbered(table: tuple[Row, ...]) -> dict[str, int]:
-    """Notes in the order in which they come up, from 1."""
+    """The number of each note, from 1, in the order in which the table uses them."""
     used = dict.fromkeys(note for row in table for note in row.notes)
     return {note: i + 1 for i, note in enumerate(used)}
 
 
 def to_terminal(table: tuple[Row, ...]) -> tuple[list[Table], list[str]]:
-    """A rich table a benchmark, and the notes as lines ``[1] ...``."""
+    """A rich table for each benchmark, and the notes as lines ``[1] ...``."""
     numbers, tables = _numbered(table), []
     for benchmark, (size, classes) in BENCHMARKS.items():
         page = Table(title=f"{benchmark}, {size}x{size}, {classes} classes, N = {NUM_UNITS}")
@@ -182,10 +184,11 @@ def to_terminal(table: tuple[Row, ...]) -> tuple[list[Table], list[str]]:
 
 _HEADING = f"""# Parameters and multiply-adds beside the paper's
 
-Written by `rmn table --markdown`; a test keeps it true. N = {NUM_UNITS}. Parameters count all units;
-multiply-adds are for one image on its active path: convolutions, linear layers (conditional attention's too)
-and, when routed, the distances to the memories. Plain networks at 1000 classes equal torchvision's to the
-last digit. Differences are ours less the paper's, which prints one decimal of a million and two of a billion.
+Written by `rmn table --markdown`; a test checks that it is up to date. N = {NUM_UNITS}. Parameters are those of all
+units. Multiply-adds are for one image on its active path: convolutions, linear layers (with those of conditional
+attention) and, in a routed network, the distances to the memories. The counts of plain networks with 1000 classes equal
+torchvision's to the last digit. A difference is our figure minus the paper's. The paper prints one decimal of a million
+and two decimals of a billion.
 """
 
 

@@ -1,1 +1,1 @@
-"""Speed, measured so that a ratio can be believed: both sides in one process, interleaved, median and spread."""
+"""Benchmarks that compare two or more sides: one process, in turn, with medians and quartiles of the ratio."""

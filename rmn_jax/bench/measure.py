@@ -1,6 +1,7 @@
-"""Timing several functions against each other in one process."""
+"""Timing of several functions (sides) against each other in one process."""
 
 import json
+import os
 import pathlib
 import platform
 import time
@@ -16,7 +17,13 @@ from rmn_jax.errors import UserError
 
 
 class Compiled(NamedTuple):
-    """A compiled function with what its compilation took: ``seconds``, and ``temporary_bytes`` beyond its arguments."""
+    """A compiled function.
+
+    Attributes:
+      call: the function.
+      seconds: that compilation took.
+      temporary_bytes: memory that a call needs beyond arguments and results.
+    """
 
     call: Callable[..., Any]
     seconds: float
@@ -24,7 +31,7 @@ class Compiled(NamedTuple):
 
 
 def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
-    """Compiles ``function`` for these arguments and takes the time."""
+    """Compiles ``function`` for these arguments and measures the compilation time."""
     lowered = jax.jit(function, **jit_options).lower(*arguments)
     started = time.perf_counter()
     compiled = lowered.compile()
@@ -36,10 +43,18 @@ def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
 def interleave(
     sides: Mapping[str, Callable[[], Any]], rounds: int, before: Callable[[], None] | None = None
 ) -> dict[str, np.ndarray]:
-    """Seconds of each side in each of ``rounds`` rounds, in which every side runs once, after a round to warm up.
+    """Times all sides, round by round: every side runs once in each round.
 
-    The order is drawn anew for each round: what a side leaves behind, a cold cache or threads that still spin, then
-    meets all others alike. ``before`` runs ahead of every call and is not timed.
+    A warm-up round comes first. The order of the sides is random in each round. A call can leave a cold cache or
+    threads that still spin; in random order this slows all other sides equally.
+
+    Args:
+      sides: functions without arguments, by name.
+      rounds: number of timed rounds.
+      before: runs before every call and is not timed.
+
+    Returns:
+      Seconds of each side, [rounds].
     """
     names, rng = list(sides), np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -55,17 +70,25 @@ def interleave(
 
 
 def touch_memory(size: int) -> None:
-    """Takes ``size`` bytes from the operating system, writes to all, and gives them back.
+    """Allocates ``size`` bytes, writes to all of them, and frees them.
 
-    A program that takes gigabytes anew on every call depends on whether the system has those pages at hand. A virtual
-    machine may have handed idle ones back to its host, and then waits for each: whichever side takes the most
-    memory pays alone for what no other side used meanwhile. After this, all sides find their pages at hand.
+    A program that allocates gigabytes on every call is fast only if the operating system has free pages ready. A
+    virtual machine may have returned idle pages to its host, and then waits for each page. Only the side that needs the
+    most memory would pay for this. After this function, free pages are ready for all sides.
     """
     np.ones(size, np.uint8)
 
 
 def summary(seconds: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:
-    """Median and quartiles in milliseconds; with a reference, also those of the ratio round by round."""
+    """Median and quartiles of the time, as the keys of a JSON line.
+
+    Args:
+      seconds: of one side, [rounds].
+      reference: of another side in the same rounds. Adds median and quartiles of the ratio in each round.
+
+    Returns:
+      ``milliseconds`` and ``quartiles``; with a reference also ``ratio`` and ``ratio_quartiles``.
+    """
     low, middle, high = np.percentile(seconds * 1e3, (25, 50, 75))
     line = {"milliseconds": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]}
     if reference is not None:
@@ -75,7 +98,7 @@ def summary(seconds: np.ndarray, reference: np.ndarray | None = None) -> dict[st
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what a figure was taken."""
+    """The machine and the versions of a measurement, as JSON keys."""
     import flax
 
     device = jax.devices()[0]
@@ -101,16 +124,19 @@ def _processor() -> str:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def report(lines: Iterable[dict[str, Any]], out: str | None, command: str) -> None:
-    """Prints each line as it comes; with ``out``, also writes all to that file with the machine and command.
+    """Prints each JSON line as soon as it is measured.
+
+    Args:
+      lines: measures and yields the lines.
+      out: a JSON file for all lines, with machine, versions and command; None writes no file.
+      command: for the file.
 
     Raises:
-      UserError: the file cannot be written; this is tried before the first line is measured.
+      UserError: the file cannot be written. This is checked before the first line is measured.
     """
     if out:
         check_writable(pathlib.Path(out))
@@ -124,24 +150,40 @@ def report(lines: Iterable[dict[str, Any]], out: str | None, command: str) -> No
 
 
 def check_writable(path: pathlib.Path) -> None:
-    """Makes the file's folder; leaves the file as it is.
+    """Checks that a file can be written. Creates its folder, but does not change the file.
 
     Raises:
       UserError: the file cannot be written.
     """
-    there = path.exists()
+    existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a"):
             pass
     except OSError as error:
         raise UserError(f"cannot write to --out {path}: {error.strerror}; name another file.") from None
-    if not there:
+    if not existed:
         path.unlink()
 
 
+LOADS = ("balanced", "random", "zipf", "all-to-one")
+
+
 def load_assignment(load: str, batch: int, num_units: int, seed: int = 0) -> np.ndarray:
-    """An assignment [B] int32 of a named load: balanced, random, zipf (share of unit j as 1 / j) or all-to-one."""
+    """An assignment of inputs to units with a given distribution of the load.
+
+    Args:
+      load: one of ``LOADS``. With "zipf" the share of unit j = 1 .. N is proportional to 1 / j.
+      batch: B.
+      num_units: N.
+      seed: of the random loads.
+
+    Returns:
+      [B] int32.
+
+    Raises:
+      ValueError: unknown load.
+    """
     rng = np.random.default_rng(seed)
     if load == "balanced":
         assignment = np.arange(batch) % num_units
@@ -153,8 +195,5 @@ def load_assignment(load: str, batch: int, num_units: int, seed: int = 0) -> np.
     elif load == "all-to-one":
         assignment = np.full(batch, num_units // 2)
     else:
-        raise ValueError(f"unknown load {load!r}")
+        raise ValueError(f"unknown load {load!r}; one of {LOADS}")
     return assignment.astype(np.int32)
-
-
-LOADS = ("balanced", "random", "zipf", "all-to-one")

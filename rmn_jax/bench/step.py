@@ -1,4 +1,7 @@
-"""``rmn bench step``: a whole update, plain and routed, at one batch size and over the number of units."""
+"""``rmn bench step``: a whole training step, plain and routed, over the number of units.
+
+Axes: B batch, N units, S stages, H W height and width, C channels (see ``rmn_jax``).
+"""
 
 import importlib.util
 import math
@@ -13,8 +16,8 @@ import optax
 
 from rmn_jax.bench.measure import interleave, load_assignment, summary, touch_memory
 from rmn_jax.models import RMN, Backbone, create_backbone
-from rmn_jax.train.state import Metrics, TrainState
-from rmn_jax.train.step import AXIS, make_mesh, make_train_step
+from rmn_jax.training.state import Metrics, TrainState
+from rmn_jax.training.step import AXIS, make_mesh, make_train_step
 
 
 def bench_step(
@@ -26,20 +29,31 @@ def bench_step(
     load: str = "random",
     attention: str = "none",
 ) -> Iterator[dict[str, Any]]:
-    """A line a network; on CPU every call finds the memory it will take at hand (see ``touch_memory``).
+    """Times a training step of the plain network and of one RMN for each N.
 
-    For ResNets on small images, where torch is installed, also the plain one in torch eager.
+    On CPU, ``touch_memory`` runs before every call. For ResNet-18 and ResNet-50 on images of up to 64 pixels, the plain
+    network in torch eager is measured too, if torch is installed.
 
-    The load is the named one; ``largest_share`` says what the fullest unit got.
+    Args:
+      backbone: its name.
+      image_size: height and width, in pixels.
+      batch: B.
+      units: each N to measure.
+      rounds: of timing.
+      load: of the units, see ``rmn_jax.bench.measure.LOADS``.
+      attention: of all networks, see ``rmn_jax.models.RMN``.
+
+    Yields:
+      One JSON line for each network; ``largest_share`` is the share of inputs of the most loaded unit.
     """
     data = random_batch(batch, image_size, 100)
     network = create_backbone(backbone, 100, image_size)
-    sides: dict[str, Any] = {"plain": Update(network, data, None, attention)}
-    sides |= {f"N={n}": Update(network, data, n, attention, load) for n in units}
+    sides: dict[str, Any] = {"plain": Step(network, data, None, attention)}
+    sides |= {f"N={n}": Step(network, data, n, attention, load) for n in units}
     on_host = jax.default_backend() == "cpu"
     if on_host and importlib.util.find_spec("torch") and backbone in ("resnet18", "resnet50") and image_size <= 64:
-        sides["torch eager"] = _TorchUpdate(backbone, data)
-    largest = max((side.temporary_bytes for side in sides.values() if isinstance(side, Update)), default=0)
+        sides["torch eager"] = _TorchStep(backbone, data)
+    largest = max((side.temporary_bytes for side in sides.values() if isinstance(side, Step)), default=0)
     seconds = interleave(sides, rounds, (lambda: touch_memory(largest)) if on_host else None)
     for name, side in sides.items():
         yield {
@@ -55,7 +69,7 @@ def bench_step(
 
 
 def random_batch(batch: int, image_size: int, num_classes: int) -> dict[str, jax.Array]:
-    """A batch as the data sets give it (see ``rmn_jax.data``), of noise."""
+    """A batch of noise, in the form that the data sets have (see ``rmn_jax.data``)."""
     rng = np.random.default_rng(0)
     return {
         "image": jnp.asarray(rng.integers(0, 256, (batch, image_size, image_size, 3)), jnp.uint8),
@@ -65,18 +79,28 @@ def random_batch(batch: int, image_size: int, num_classes: int) -> dict[str, jax
     }
 
 
-class Update:
-    """One network's update on a fixed batch, compiled for one device; calling it does one update.
+class Step:
+    """The training step of a network on a fixed batch, compiled for one device. A call does one step.
 
-    The routing is given, not found: with fresh weights every input would be nearest to one memory or another by
-    accident. The memories move all the same; only their distances, N C multiply-adds an input and stage, are left out.
+    The assignment is given, not computed: with random weights nearly all inputs would be nearest to the same memory.
+    The memories still move. Only the distances to the memories are left out, N C multiply-adds for each input and
+    stage.
+
+    Args:
+      backbone: of the network.
+      data: the batch, see ``random_batch``.
+      num_units: N; None is the plain network.
+      attention: see ``rmn_jax.models.RMN``.
+      load: of the units, see ``rmn_jax.bench.measure.LOADS``.
+      dtype: compute type of the convolutions.
+      backend: of the routed convolutions, see ``rmn_jax.ops.choose``.
 
     Attributes:
       model: the network.
-      state: what the next call starts from.
-      compile_seconds: what compiling took.
+      state: the state that the next call starts from.
+      compile_seconds: compilation time.
       temporary_bytes: memory beyond arguments and results.
-      planned_bytes: all the memory that the compiled update holds at its fullest, arguments and results included.
+      planned_bytes: peak memory of the compiled step, with arguments and results.
     """
 
     def __init__(
@@ -89,26 +113,25 @@ class Update:
         dtype: Any = jnp.float32,
         backend: str = "auto",
     ):
-        """``num_units`` None is the plain network; for ``data`` see ``random_batch``, for ``load`` ``LOADS``."""
         routed = num_units is not None
         self.model = RMN(backbone, num_units or 1, routed, attention, axis_name=AXIS, dtype=dtype, backend=backend)
         stages, batch = len(backbone.stages), len(data["label"])
         model: Any = self.model
         if num_units is not None:
-            plan = [load_assignment(load, batch, num_units, seed) for seed in range(stages)]
-            model = _Assigned(self.model, jnp.asarray(np.stack(plan)))
+            assignment = [load_assignment(load, batch, num_units, seed) for seed in range(stages)]
+            model = _Assigned(self.model, jnp.asarray(np.stack(assignment)))
         optimizer = optax.sgd(1e-4, momentum=0.9)
         variables = _variables(self.model, data["image"].shape[1:])
         self.state = TrainState(
-            update=jnp.zeros((), jnp.int32),
+            step=jnp.zeros((), jnp.int32),
             params=variables["params"],
             batch_stats=variables["batch_stats"],
             memory=variables.get("memory", {}),
             opt_state=optimizer.init(variables["params"]),
             metrics=Metrics.zeros(stages if routed else 0, num_units or 1),
         )
-        prepare = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
-        step: Any = make_train_step(model, optimizer, prepare, make_mesh(jax.devices()[:1]), alpha=0.9)
+        augment = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
+        step: Any = make_train_step(model, optimizer, augment, make_mesh(jax.devices()[:1]), alpha=0.9)
         self._data, self._key = data, jax.random.key(1)
         lowered = step.lower(self.state, data, self._key)
         started = time.perf_counter()
@@ -116,22 +139,21 @@ class Update:
         self.compile_seconds = time.perf_counter() - started
         memory = self._call.memory_analysis()
         self.temporary_bytes = int(memory.temp_size_in_bytes)
-        reused = int(memory.alias_size_in_bytes)
-        results = int(memory.output_size_in_bytes) - reused
+        results = int(memory.output_size_in_bytes) - int(memory.alias_size_in_bytes)
         self.planned_bytes = int(memory.argument_size_in_bytes) + results + self.temporary_bytes
 
     def __call__(self) -> jax.Array:
-        """One update; returns the loss."""
+        """One step; returns the loss."""
         self.state, loss = self._call(self.state, self._data, self._key)
         return loss
 
     def largest_share(self) -> float | None:
-        """The share of its stage's inputs that the fullest unit got; None when plain."""
+        """The largest share of a stage's inputs that one unit receives; None when plain."""
         load = np.asarray(self.state.metrics.load)
         return round(float((load.max(-1) / load.sum(-1)).max()), 3) if load.size else None
 
     def about(self) -> dict[str, Any]:
-        """What a line says beside the times."""
+        """Keys of its JSON line beside the times."""
         return {
             "compile_seconds": round(self.compile_seconds, 1),
             "temporary_megabytes": round(self.temporary_bytes / 1e6, 1),
@@ -139,8 +161,8 @@ class Update:
         }
 
 
-class _TorchUpdate:
-    """The plain network's update as a PyTorch user runs it: eager, channels-last, SGD with momentum."""
+class _TorchStep:
+    """The training step of the plain network as a PyTorch user runs it: eager, channels-last, SGD with momentum."""
 
     def __init__(self, backbone: str, data: dict[str, jax.Array]):
         import torch
@@ -166,7 +188,7 @@ class _TorchUpdate:
 
 
 def _variables(model: RMN, image: tuple[int, ...]) -> dict[str, Any]:
-    """Values at random, of the usual sizes, drawn on the host: an initialisation takes long to compile."""
+    """Random variables of the usual magnitude, drawn on the host, because an initialisation takes long to compile."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -184,7 +206,7 @@ def _variables(model: RMN, image: tuple[int, ...]) -> dict[str, Any]:
 
 
 class _Assigned:
-    """A routed network whose ``apply`` is told the assignment."""
+    """A routed network whose ``apply`` uses a given assignment [S, B]."""
 
     def __init__(self, model: RMN, assignment: jax.Array):
         self._model, self._assignment = model, assignment
@@ -193,6 +215,6 @@ class _Assigned:
         return getattr(self._model, name)
 
     def apply(self, variables, images, **arguments):
-        # Behind a barrier, or the compiler would know the loads and sort the batch beforehand.
+        # Without the barrier the compiler would know the loads and sort the batch at compile time.
         assignment = jax.lax.optimization_barrier(self._assignment)
         return self._model.apply(variables, images, assignment=assignment, **arguments)

@@ -1,17 +1,21 @@
-"""Images for training and evaluation; `load` opens a data set, `make_preprocess` makes its jitted half."""
+"""Data sets: images, labels and batch order for training and evaluation.
 
-from rmn_jax.data.fingerprint import check_fingerprint
+``load`` opens the data set that ``config.data`` names. ``make_preprocess`` makes the augmentation and normalisation
+functions that run inside the jitted training and evaluation steps.
+
+Batches come from one of two pipelines. ``device`` keeps the decoded data set in device memory. ``stream`` decodes the
+images during the run. In both, training batch k is a function of (seed, k).
+"""
+
 from rmn_jax.data.loading import load
-from rmn_jax.data.preprocess import AUGMENTATIONS, Preprocess, make_preprocess
-from rmn_jax.data.types import Batch, Dataset, DatasetInfo
+from rmn_jax.data.preprocess import Preprocess, make_preprocess
+from rmn_jax.data.specs import Batch, Dataset, DatasetInfo
 
 __all__ = [
-    "AUGMENTATIONS",
     "Batch",
     "Dataset",
     "DatasetInfo",
     "Preprocess",
-    "check_fingerprint",
     "load",
     "make_preprocess",
 ]

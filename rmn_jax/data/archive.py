@@ -1,4 +1,4 @@
-"""One view of a published archive and of its unpacked folder: names in, bytes out, nothing unpacked."""
+"""A published archive, as a zip file or as its unpacked folder, behind one interface. Nothing is unpacked to disk."""
 
 import zipfile
 import zlib
@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from rmn_jax.errors import UserError
 
-# No file of the benchmarks is near this; what claims more is not unpacked into memory.
+# Limit against zip bombs: a larger entry is not unpacked into memory. The files of the benchmarks are far smaller.
 MAX_ENTRY_BYTES = 64 * 2**20
 
 
@@ -17,14 +17,14 @@ class Folder:
         self.root = root
 
     def names(self) -> list[str]:
-        """Returns the relative paths of all files, sorted, with forward slashes."""
+        """The relative paths of all files, sorted, with forward slashes."""
         return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
 
     def read(self, name: str) -> bytes:
-        """Returns a file's content.
+        """The content of a file.
 
         Raises:
-            UserError: it is not there, or cannot be read.
+          UserError: the file is missing or cannot be read.
         """
         try:
             return (self.root / name).read_bytes()
@@ -32,35 +32,39 @@ class Folder:
             raise UserError(f"{self.root / name} cannot be read ({error.strerror}).") from error
 
     def describe(self, name: str) -> str:
-        """Returns how a person finds the file."""
+        """The location of a file, for messages."""
         return str(self.root / name)
 
 
 class Zip:
-    """Entries of a zip under a folder inside it, by their path relative to that folder."""
+    """Entries of a zip file under a folder inside it, by their path relative to that folder.
+
+    Raises:
+      UserError: the zip file is damaged, or an entry points outside its folder (path traversal).
+    """
 
     def __init__(self, path: Path, root: str):
         self.path, self._prefix = path, f"{root}/"
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path} is not a whole zip file ({error}); fetch it again.") from error
+            raise UserError(f"{path} is not a complete zip file ({error}); download it again.") from error
         for name in self._zip.namelist():
-            if _climbs_out(name):
-                raise UserError(f"{path} has an entry {name!r} that leads out of its folder; do not use this file.")
+            if _points_outside(name):
+                raise UserError(f"{path} has an entry {name!r} that points outside its folder; do not use this file.")
 
     def names(self) -> list[str]:
-        """Returns the relative paths of all entries under the folder, sorted."""
+        """The relative paths of all entries under the folder, sorted."""
         start = len(self._prefix)
         return sorted(
             name[start:] for name in self._zip.namelist() if name.startswith(self._prefix) and not name.endswith("/")
         )
 
     def read(self, name: str) -> bytes:
-        """Returns an entry's content; its checksum is verified.
+        """The content of an entry, with its checksum verified.
 
         Raises:
-            UserError: it is not there, is damaged, or claims an absurd size.
+          UserError: the entry is missing, damaged, or larger than ``MAX_ENTRY_BYTES``.
         """
         try:
             entry = self._zip.getinfo(self._prefix + name)
@@ -78,28 +82,28 @@ class Zip:
             RuntimeError,
             NotImplementedError,
         ) as error:
-            raise UserError(f"{self.describe(name)} cannot be read ({error}); fetch the zip again.") from error
+            raise UserError(f"{self.describe(name)} cannot be read ({error}); download the zip again.") from error
 
     def describe(self, name: str) -> str:
-        """Returns how a person finds the entry."""
+        """The location of an entry, for messages."""
         return f"{self.path}: {self._prefix}{name}"
 
 
-def _climbs_out(name: str) -> bool:
+def _points_outside(name: str) -> bool:
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or ":" in path.parts[0] if path.parts else False
 
 
 def open_archive(source: Path, root: str, marker: str) -> Folder | Zip:
-    """Opens `source`: a zip, the folder unpacked from it, or a folder that contains either.
+    """Opens ``source``: a zip file, the folder unpacked from it, or a folder that contains one of the two.
 
     Args:
-        source: what the user gave.
-        root: the name of the folder inside the zip, and of the zip without its suffix.
-        marker: a file that is directly in that folder, by which it is recognised.
+      source: the path that the user gave.
+      root: name of the folder inside the zip file, and of the zip file without its suffix.
+      marker: name of a file directly in that folder. The folder is recognised by it.
 
     Raises:
-        UserError: nothing of the kind is there, or the zip is damaged.
+      UserError: neither is found, or the zip file is damaged.
     """
     if source.is_file():
         archive = Zip(source, root)

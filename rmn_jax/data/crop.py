@@ -1,6 +1,6 @@
-"""The random resized crop on the host, for sets too large for the device: decode no more than is needed.
+"""The random resized crop on the host, for the stream pipeline. It decodes no more of an image than it needs.
 
-The same distribution as `augment.random_resized_crop`, drawn from NumPy's generator in place of JAX's.
+The distribution is that of ``augmentation.random_resized_crop``. NumPy's generator draws it instead of JAX's.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import cv2
 import numpy as np
 
-from rmn_jax.data.augment import AREA, ATTEMPTS, RATIO
+from rmn_jax.data.augmentation import AREA, ATTEMPTS, RATIO
 from rmn_jax.data.decode import Encoded, decode, image_size
 
 Window = tuple[int, int, int, int]
@@ -17,10 +17,10 @@ Window = tuple[int, int, int, int]
 def sample_window(generator: np.random.Generator, height: int, width: int) -> Window:
     """Draws the window (top, left, height, width) of a random resized crop, in whole pixels.
 
-    Area uniform in 8%..100% of the image, aspect ratio log-uniform in 3/4..4/3, place uniform; after ten
-    draws that do not fit, the largest centred window with an allowed ratio.
+    The area is uniform in 8%..100% of the image, the aspect ratio log-uniform in 3/4..4/3, the position uniform. If ten
+    draws do not fit, the result is the largest centred window with an allowed ratio.
     """
-    # All numbers are drawn at once, so the generator is called the same number of times whatever the image.
+    # All numbers are drawn at once, so every image takes the same number of draws from the generator.
     draws = generator.random((ATTEMPTS, 4))
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for area_draw, ratio_draw, top_draw, left_draw in draws:
@@ -36,18 +36,18 @@ def sample_window(generator: np.random.Generator, height: int, width: int) -> Wi
 
 
 def reduction_for(window: Window, height: int, width: int) -> int:
-    """Returns the largest of 8, 4, 2, 1 at which the window still has at least the target's size."""
+    """The largest of 8, 4, 2, 1 at which the reduced window is at least [height, width]."""
     return next(r for r in (8, 4, 2, 1) if r == 1 or (window[2] >= r * height and window[3] >= r * width))
 
 
 def random_resized_crop(data: Encoded, generator: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Decodes an image and cuts a random window out of it, scaled to uint8 [height, width, 3].
+    """Decodes an image, crops a random window and scales it to uint8 [height, width, 3].
 
-    JPEGs much larger than the target are decoded at a half, a quarter or an eighth of their size, which the
-    inverse cosine transform gives almost for nothing.
+    A JPEG much larger than the target is decoded at 1/2, 1/4 or 1/8 of its size. The inverse cosine transform gives
+    these sizes at almost no cost.
 
     Raises:
-        UnreadableImage: as `decode`.
+      UnreadableImage: as ``decode``.
     """
     size = data.shape[:2] if isinstance(data, np.ndarray) else image_size(data)
     window = sample_window(generator, *size)
@@ -59,19 +59,19 @@ def resize_window(image: np.ndarray, size: tuple[int, int], window: Window, heig
     """Scales the window of an image to uint8 [height, width, 3].
 
     Args:
-        image: the image, decoded at some fraction of its size.
-        size: its full (H, W), in whose pixels `window` is.
-        window: (top, left, height, width).
-        height: of the result.
-        width: of the result.
+      image: the image, decoded at full or reduced size.
+      size: its full (H, W).
+      window: (top, left, height, width), in pixels of the full size.
+      height: of the result.
+      width: of the result.
     """
     vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
     top, left = int(window[0] * vertical), int(window[1] * horizontal)
     bottom = max(top + 1, round((window[0] + window[2]) * vertical))
     right = max(left + 1, round((window[1] + window[3]) * horizontal))
     part = image[top:bottom, left:right]
-    # Decoding has taken whole halvings off, so less than one is left, which linear interpolation does without
-    # aliasing at half the cost of averaging areas; arrays, and very large windows, may shrink by more.
+    # Reduced decoding leaves a factor below 2. Linear interpolation does that without aliasing, at half the cost of
+    # area averaging. Arrays and very large windows may shrink by more.
     shrinks_much = part.shape[0] >= 2 * height or part.shape[1] >= 2 * width
     interpolation = cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR
     return cv2.resize(part, (width, height), interpolation=interpolation)

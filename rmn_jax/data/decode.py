@@ -1,8 +1,7 @@
-"""From encoded images to uint8 RGB arrays of one size, on the host; bad input is caught early.
+"""Decoding on the host: encoded images to uint8 RGB arrays of one size, with bad input caught early.
 
-OpenCV decodes (measured fastest, see `docs/data.md`); Pillow reads headers and judges whatever looks unusual.
-Grey images become RGB, transparency is dropped, EXIF orientation is ignored (as TensorFlow and torchvision
-do).
+OpenCV decodes, because it was measured fastest (see ``docs/data.md``). Pillow reads headers and decodes unusual images.
+Grey images become RGB. Transparency is dropped. EXIF orientation is ignored, as in TensorFlow and torchvision.
 """
 
 import io
@@ -13,25 +12,25 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# ImageNet's largest image has 22 million pixels. A decoded image takes three bytes a pixel.
+# ImageNet's largest image has 22 million pixels. A decoded image takes three bytes for each pixel.
 MAX_PIXELS = 100_000_000
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
-
+# An encoded image, or an array uint8 [H, W, C] that is already decoded.
 Encoded = bytes | np.ndarray
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be decoded; the message is the reason, without the image's name."""
+    """An example that cannot be used. The message is the reason, without the name of the image."""
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Returns (H, W) from the header, without decoding.
+    """(H, W) from the header, without decoding.
 
     Raises:
-        UnreadableImage: the header is not an image's.
+      UnreadableImage: the data has no image header.
     """
     size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
     if size is not None:
@@ -46,7 +45,7 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Reads (H, W) from a JPEG's frame header, ten times as fast as Pillow; None if it is not found."""
+    """(H, W) from the frame header of a JPEG, ten times as fast as Pillow. None if there is no frame header."""
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -60,15 +59,16 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode(data: Encoded, reduction: int = 1) -> np.ndarray:
-    """Decodes an image to uint8 RGB [H, W, 3]; an array [H, W] or [H, W, 1 | 3 | 4] only becomes RGB.
+    """Decodes an image to uint8 RGB [H, W, 3].
 
     Args:
-        data: an encoded JPEG, PNG, WebP, BMP or TIFF, or a decoded array.
-        reduction: 1, 2, 4 or 8: decodes at a fraction of the size, which for JPEG saves most of the work.
+      data: an encoded JPEG, PNG, WebP, BMP or TIFF, or an array [H, W] or [H, W, 1 | 3 | 4], which is only converted to
+        RGB.
+      reduction: 1, 2, 4 or 8, the divisor of the decoded size. For a JPEG a reduction saves most of the work.
 
     Raises:
-        UnreadableImage: not an image, cut short, or of more than `MAX_PIXELS` pixels (checked before
-            decoding).
+      UnreadableImage: the data is not an image, is truncated, or has more than ``MAX_PIXELS`` pixels (checked before
+        decoding).
     """
     if isinstance(data, np.ndarray):
         return _as_rgb(data)
@@ -90,17 +90,13 @@ def _decode_with_opencv(data: bytes, reduction: int) -> np.ndarray | None:
     buffer = np.frombuffer(data, np.uint8)
     if reduction == 1:
         return cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    # OpenCV refuses RGB order together with a reduction.
+    # OpenCV does not support RGB order together with a reduction.
     image = cv2.imdecode(buffer, _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def check_jpeg(data: bytes, size: tuple[int, int]) -> None:
-    """Checks, without decoding the usual case, that `data` is a whole JPEG of `size` (H, W).
-
-    Raises:
-        UnreadableImage: it is not.
-    """
+    """Raises UnreadableImage unless ``data`` is a complete JPEG of ``size`` (H, W). Usually needs no decoding."""
     if data[:2] != b"\xff\xd8":
         raise UnreadableImage(f"it is not a JPEG ({len(data)} bytes)")
     found = image_size(data)
@@ -111,13 +107,13 @@ def check_jpeg(data: bytes, size: tuple[int, int]) -> None:
 
 
 def check_label(label: int, num_classes: int) -> None:
-    """Raises UnreadableImage when an example's label is out of range: the example cannot be used either."""
+    """Raises UnreadableImage if the label is out of range: the example is unusable, as with an unreadable image."""
     if not 0 <= label < num_classes:
         raise UnreadableImage(f"its label is {label}, outside 0..{num_classes - 1}")
 
 
 def _check_complete(data: bytes) -> None:
-    """Raises when a JPEG without end marker is cut short: OpenCV fills it up with grey and says nothing."""
+    """Raises if a JPEG without end marker is truncated. OpenCV would fill the missing part with grey, silently."""
     _decode_with_pillow(data)
 
 
@@ -141,7 +137,7 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scales uint8 [H, W, 3] to [height, width, 3]: area-averaging downwards, linear upwards."""
+    """Scales uint8 [H, W, 3] to [height, width, 3]: area averaging to shrink, linear interpolation to enlarge."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0] or width < image.shape[1]
@@ -149,7 +145,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scales uint8 [H, W, 3] until it just covers [height, width], then cuts out the centre."""
+    """Scales uint8 [H, W, 3] until it just covers [height, width], then crops the centre."""
     scale = max(height / image.shape[0], width / image.shape[1])
     covering = max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale))
     image = resize(image, *covering)
@@ -158,10 +154,10 @@ def fit(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def read_image_file(path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Reads one image file as a data set stores it for evaluation: uint8 [*shape], scaled and cut at the centre.
+    """One image file as evaluation sees it before normalisation: uint8 [*shape], scaled and centre-cropped.
 
     Raises:
-        UnreadableImage: as `decode`, or when the file cannot be read.
+      UnreadableImage: as ``decode``, or the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -172,5 +168,5 @@ def read_image_file(path, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def available_cores() -> int:
-    """Returns the number of processor cores this process may use: as many threads decode at once."""
+    """Number of processor cores that this process may use. As many threads decode at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

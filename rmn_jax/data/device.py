@@ -1,4 +1,4 @@
-"""Feeding from the device: the whole data set as uint8 arrays in device memory, and a jitted gather."""
+"""The device pipeline: the whole data set in device memory as uint8 arrays. A batch is a jitted gather."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,20 +14,21 @@ from rmn_jax.data.decode import UnreadableImage, available_cores, check_label, d
 from rmn_jax.data.placement import Placement
 from rmn_jax.data.skipping import SkippedExamples
 from rmn_jax.data.sources import Source
-from rmn_jax.data.types import Batch, DatasetInfo, Sizes
+from rmn_jax.data.specs import Batch, BatchSizes, DatasetInfo
 
+# Examples that a thread reads and decodes at a time.
 _CHUNK = 256
 
 
 class SplitArrays(NamedTuple):
-    """A decoded split.
+    """A decoded split of n examples.
 
     Attributes:
-        images: uint8 [n, H, W, 3].
-        labels: int32 [n].
-        positions: int32 [n], whose example stands in each row: its own, or for an unusable one its
-            successor's.
-        readable: bool [n], False where the row's own example was skipped.
+      images: uint8 [n, H, W, 3].
+      labels: int32 [n].
+      positions: int32 [n], the position of the example that each row holds. Row i holds example i, or its successor if
+        example i is unusable.
+      readable: bool [n], False in row i if example i was skipped.
     """
 
     images: np.ndarray
@@ -37,10 +38,10 @@ class SplitArrays(NamedTuple):
 
 
 def load_split(source: Source, shape: tuple[int, int, int], num_classes: int, skipped: SkippedExamples) -> SplitArrays:
-    """Decodes a split on all cores into one array of `shape` (H, W, 3) images, scaled and cut to fit.
+    """Decodes a split on all cores into images of ``shape`` (H, W, 3), scaled and centre-cropped.
 
     Raises:
-        UserError: more unusable examples than `skipped` allows.
+      UserError: more unusable examples than ``skipped`` allows.
     """
     count = len(source)
     images = np.zeros((count, *shape), np.uint8)
@@ -71,7 +72,7 @@ def load_split(source: Source, shape: tuple[int, int, int], num_classes: int, sk
 
 
 def successors(readable: np.ndarray) -> np.ndarray:
-    """Returns for each position itself if readable, else the next readable one, around the end: int32 [n]."""
+    """For each position, the first readable one from there on, cyclic: bool [n] -> int32 [n]. If none, the identity."""
     found = np.flatnonzero(readable)
     if not len(found):
         return np.arange(len(readable), dtype=np.int32)
@@ -79,18 +80,18 @@ def successors(readable: np.ndarray) -> np.ndarray:
 
 
 class DeviceDataset:
-    """A data set in device memory; see `types.Dataset`."""
+    """A data set in device memory; see ``specs.Dataset``."""
 
     def __init__(
         self,
         info: DatasetInfo,
         splits: dict[str, SplitArrays],
-        sizes: Sizes,
+        sizes: BatchSizes,
         seed: int,
         placement: Placement,
     ):
         self.info = info
-        self.updates_per_epoch = info.train_examples // sizes.train
+        self.steps_per_epoch = info.train_examples // sizes.train
         self._sizes, self._seed = sizes, seed
         self._placement = placement
         self._order = {name: (split.positions, split.readable) for name, split in splits.items()}
@@ -100,16 +101,16 @@ class DeviceDataset:
         }
         self._gather = placement.jit_per_device(_gather)
 
-    def train_batch(self, update: int) -> Batch:
-        """Returns the batch of this update: a function of (seed, update) alone."""
+    def train_batch(self, step: int) -> Batch:
+        """See ``specs.Dataset``."""
         positions, _ = self._order["train"]
         rows = order.batch_indices(
-            self._seed, update, num_examples=self.info.train_examples, batch_size=self._sizes.train
+            self._seed, step, num_examples=self.info.train_examples, batch_size=self._sizes.train
         ).astype(np.int32)
         return self._batch("train", rows, positions[rows], np.ones(self._sizes.train, bool))
 
     def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
-        """Yields every example of the split once, in order; the last batch is padded with `mask` False."""
+        """See ``specs.Dataset``."""
         _, readable = self._order[split]
         size = batch_size or self._sizes.evaluation
         for start in range(0, len(readable), size):
@@ -119,13 +120,13 @@ class DeviceDataset:
             yield self._batch(split, rows, rows, inside & readable[rows])
 
     def close(self) -> None:
-        """Releases the device's copy of the images."""
+        """Frees the device memory of the images."""
         self._arrays = {}
 
     def _batch(self, split: str, rows: np.ndarray, index: np.ndarray, mask: np.ndarray) -> Batch:
-        place = self._placement.batch
-        image, label = self._gather(*self._arrays[split], place(rows))
-        return Batch(image=image, label=label, index=place(index), mask=place(mask))
+        put = self._placement.batch
+        image, label = self._gather(*self._arrays[split], put(rows))
+        return Batch(image=image, label=label, index=put(index), mask=put(mask))
 
 
 def _gather(images: jax.Array, labels: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:

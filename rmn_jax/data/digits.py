@@ -1,4 +1,4 @@
-"""Scikit-learn's bundled handwritten digits: 1,797 real images of 8 x 8 pixels, needing no download."""
+"""Scikit-learn's bundled handwritten digits: 1,797 real images of 8 x 8 pixels. They need no download."""
 
 import functools
 
@@ -6,18 +6,18 @@ import numpy as np
 
 EVAL_EXAMPLES = 360
 
-# The split is part of the data set, so it does not follow the run's seed.
+# The split belongs to the data set, so it does not depend on the run's seed.
 _SPLIT_SEED = 0
 
 
 @functools.cache
 def load_arrays() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns {"train": (images, labels), "eval": ...}, stratified by class: 1,437 and 360 examples.
+    """{"train": (images, labels), "eval": (images, labels)}, stratified by class: 1,437 and 360 examples.
 
-    Images are uint8 [n, 8, 8, 3]: scikit-learn's 0..16 scaled to 0..255, the grey value in each channel.
+    Images are uint8 [n, 8, 8, 3]: scikit-learn's 0..16 scaled to 0..255, with the grey value in each channel.
     Labels are int32 [n].
     """
-    # Imported here: only this data set needs scikit-learn, and it is slow to import.
+    # Imported here: scikit-learn is slow to import, and only this data set needs it.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

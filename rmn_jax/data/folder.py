@@ -1,4 +1,4 @@
-"""Anybody's own images: a folder of class folders, with or without a split made beforehand."""
+"""A user's image folder as a data set: one folder for each class, with or without separate evaluation images."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,22 +12,25 @@ from rmn_jax.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 EVALUATION_FOLDERS = ("eval", "validation", "val", "test")
 
-# Without a folder for evaluation, one image in ten of each class is held out.
+# Without an evaluation folder, one image in ten of each class is held out.
 HELD_OUT = 10
 
 
 def open_image_set(path: str) -> ImageSet:
-    """Opens `path`, laid out in one of two ways.
+    """Opens the image folder ``path``, with or without a split.
 
-    Either `path/train/CLASS/*.jpg` with `path/val/CLASS/*.jpg` (or `eval`, `validation`, `test`). Or
-    `path/CLASS/*.jpg`, or `path/train/CLASS/*.jpg` alone, of which a tenth is held out, chosen by a hash of the
-    file names: the same on every machine, and hardly changed by images added later. Classes are the names of the
-    training folders, sorted.
-    Hidden files and those with other suffixes are passed over.
+    With a split: ``path/train/CLASS/*.jpg`` and ``path/val/CLASS/*.jpg`` (or ``eval``, ``validation``, ``test``).
+
+    Without: ``path/CLASS/*.jpg``, or ``path/train/CLASS/*.jpg`` alone. A tenth of each class is held out for
+    evaluation. A hash of the file names selects it, so it is the same on every machine, and images added later hardly
+    change it.
+
+    Classes are the names of the training folders, sorted. Hidden files and files with other suffixes than ``SUFFIXES``
+    are ignored.
 
     Raises:
-        UserError: no such folder, no images, folders that could be classes or splits, or a class to evaluate that
-            has no training images.
+      UserError: no such folder, no images, a folder that could be a class or a split, or an evaluation class without
+        training images.
     """
     if not path:
         raise UserError(
@@ -61,9 +64,9 @@ def open_image_set(path: str) -> ImageSet:
 
 
 def _only_split(root: Path) -> Path:
-    """Returns the folder of the class folders where not both splits are there: `root`, or `root/train`.
+    """The folder that holds the class folders if there are not two splits: ``root`` or ``root/train``.
 
-    A folder `train` or `val` that holds images and no class folders is a class of that name.
+    A folder ``train`` or ``val`` that holds images but no class folders is a class of that name.
     """
     for name in ("train", *EVALUATION_FOLDERS):
         if not any(_holds_images(folder) for folder in _folders(root / name)):
@@ -73,15 +76,15 @@ def _only_split(root: Path) -> Path:
         other = next((folder for folder in _folders(root) if folder.name != name and _holds_images(folder)), None)
         if other is not None:
             raise UserError(
-                f"{root} has train/ with class folders, and {other.name}/ beside it: is that a class? Put all classes "
-                f"into {root / 'train'}, or what is to be evaluated into {root / 'val'}."
+                f"{root} has train/ with class folders, and {other.name}/ beside it. If {other.name} is a class, move "
+                f"it into {root / 'train'}; if it holds evaluation images, rename it to val."
             )
         return root / name
     return root
 
 
 def _folders(root: Path) -> list[Path]:
-    """Returns the folders in `root` that are not hidden, sorted; none if there is no `root`."""
+    """The folders in ``root`` that are not hidden, sorted. Empty if ``root`` does not exist."""
     if not root.is_dir():
         return []
     return [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
@@ -98,7 +101,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _list_images(root: Path) -> dict[str, list[Path]]:
-    """Returns {class name: image files}, each sorted, of the class folders of `root` that hold images."""
+    """{class name: image files} of the class folders in ``root`` that hold images, both sorted."""
     classes = {folder.name: sorted(_images(folder)) for folder in _folders(root)}
     classes = {name: files for name, files in classes.items() if files}
     if not classes:
@@ -107,7 +110,7 @@ def _list_images(root: Path) -> dict[str, list[Path]]:
 
 
 def _hold_out(classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Splits each class into training and held-out images; at least one is held out where there are two."""
+    """Splits each class into training and held-out images. A class of two or more holds out at least one."""
     train, evaluation = {}, {}
     for name, files in classes.items():
         shuffled = sorted(files, key=lambda file: hashlib.sha256(f"{name}/{file.name}".encode()).digest())
@@ -119,7 +122,7 @@ def _hold_out(classes: dict[str, list[Path]]) -> tuple[dict[str, list[Path]], di
 
 
 class FolderSource:
-    """A split in files; pickles as a list of names."""
+    """A split in image files. Pickles as a list of file names."""
 
     def __init__(self, classes: dict[str, list[Path]], class_names: tuple[str, ...]):
         self._files = [str(file) for name in class_names for file in classes.get(name, ())]
@@ -129,16 +132,16 @@ class FolderSource:
         return len(self._files)
 
     def read(self, positions: Sequence[int]) -> list[tuple[Encoded, int]]:
-        """Returns (image, label) of the examples at `positions`; see `Source`."""
+        """See ``Source``."""
         return [(_read(self._files[position]), self._labels[position]) for position in positions]
 
     def describe(self, position: int) -> str:
-        """Returns how a person finds the example."""
+        """See ``Source``."""
         return self._files[position]
 
 
 def _read(path: str) -> bytes:
-    """Returns the file's bytes, or none of them: decoding then reports it with its name, as any bad image."""
+    """The content of a file, empty if it cannot be read. Decoding then reports the file as it does any bad image."""
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -1,4 +1,4 @@
-"""CIFAR-100 and ImageNet through tfds's own builders, from local archives. They use TensorFlow, this once."""
+"""CIFAR-100 and ImageNet from local archives, with tfds's builders. Only these builders need TensorFlow."""
 
 import importlib.util
 import tarfile
@@ -23,20 +23,20 @@ _CIFAR_RECORD = 2 + 3 * 32 * 32
 
 @contextmanager
 def builder(name: str, source: Path, root: Path, scratch: Path) -> Iterator[tuple[Any, dict]]:
-    """Yields (tfds builder, options of its `DownloadConfig`) that prepares `name` from `source` under `root`.
+    """Yields a tfds builder that prepares ``name`` from ``source`` under ``root``, and its ``DownloadConfig`` options.
 
     Args:
-        name: `cifar100` or `imagenet2012`.
-        source: cifar-100-binary.tar.gz or its unpacked folder; or a folder with ImageNet's two archives.
-        root: where tfds keeps data sets.
-        scratch: an empty folder for unpacking.
+      name: ``cifar100`` or ``imagenet2012``.
+      source: cifar-100-binary.tar.gz or its unpacked folder; or a folder with ImageNet's two archives.
+      root: the folder where tfds keeps data sets.
+      scratch: an empty folder for unpacking.
 
     Raises:
-        UserError: TensorFlow is not installed, or the source is not what it should be.
+      UserError: TensorFlow is not installed, or ``source`` is missing a file, incomplete or damaged.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"Preparing {name} needs TensorFlow, this once: pip install 'rmn-jax[prepare]' (reading needs none)."
+            f"Preparing {name} needs TensorFlow: pip install 'rmn-jax[prepare]'. Reading it afterwards does not."
         )
     if name == "imagenet2012":
         yield _imagenet(source, root)
@@ -54,20 +54,20 @@ def _imagenet(source: Path, root: Path) -> tuple[Any, dict]:
 
 
 def _check_tar(path: Path) -> None:
-    """Raises UserError unless every member is there: a truncated archive then costs seconds, not hours."""
+    """Raises UserError unless the archive is complete. A truncated archive then costs seconds, not hours."""
     try:
         with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
         if not members:
             raise tarfile.ReadError("it is empty")
         if members[-1].offset_data + members[-1].size > path.stat().st_size:
-            raise tarfile.ReadError("its last member is cut short")
+            raise tarfile.ReadError("its last member is truncated")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a whole tar archive ({error}); fetch it again.") from error
+        raise UserError(f"{path} is not a complete tar archive ({error}); download it again.") from error
 
 
 class _Unpacked:
-    """Stands for tfds's download manager where the archive has been unpacked already."""
+    """Replaces tfds's download manager: the archive is already unpacked into ``folder``."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -91,7 +91,7 @@ def _cifar(source: Path, root: Path, scratch: Path) -> tuple[Any, dict]:
 
 
 def _unpack_cifar(source: Path, scratch: Path) -> Path:
-    """Returns the folder that contains the folder `cifar-100-binary`."""
+    """The folder that contains the folder ``cifar-100-binary``."""
     if source.is_dir():
         for candidate in (source.parent, source):
             if (candidate / CIFAR_FOLDER / "train.bin").is_file() and (
@@ -105,26 +105,30 @@ def _unpack_cifar(source: Path, scratch: Path) -> Path:
         with tarfile.open(source) as archive:
             archive.extractall(scratch, filter="data")
     except tarfile.FilterError as error:
-        raise UserError(f"{source} has an entry that leads out of its folder ({error}); do not use it.") from error
+        raise UserError(f"{source} has an entry that points outside its folder ({error}); do not use it.") from error
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{source} is not a whole archive ({str(error).splitlines()[0]}); fetch it again.") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source} is not a complete archive ({reason}); download it again.") from error
     if not (scratch / CIFAR_FOLDER / "train.bin").is_file():
-        raise UserError(f"{source} is not CIFAR-100's binary version; fetch {CIFAR_ARCHIVE}.")
+        raise UserError(f"{source} is not CIFAR-100's binary version; download {CIFAR_ARCHIVE}.")
     return scratch
 
 
 def _check_cifar_records(path: Path) -> None:
-    """Raises UserError when the file is cut short or has a label out of range."""
+    """Raises UserError if the file is missing, is truncated or has a label out of range."""
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack {CIFAR_ARCHIVE} again.")
     data = np.fromfile(path, np.uint8)
     if not len(data) or len(data) % _CIFAR_RECORD:
         raise UserError(
-            f"{path} has {len(data):,} bytes, not a multiple of {_CIFAR_RECORD}; fetch {CIFAR_ARCHIVE} again."
+            f"{path} has {len(data):,} bytes, not a multiple of {_CIFAR_RECORD}; download {CIFAR_ARCHIVE} again."
         )
     labels = data.reshape(-1, _CIFAR_RECORD)[:, :2]
     wrong = np.flatnonzero((labels[:, 0] >= 20) | (labels[:, 1] >= 100))
     if len(wrong):
-        raise UserError(f"{path}, record {wrong[0]}: its labels {labels[wrong[0]].tolist()} are out of range.")
+        found = labels[wrong[0]].tolist()
+        raise UserError(
+            f"{path}, record {wrong[0]}: its labels {found} are out of range; download {CIFAR_ARCHIVE} again."
+        )

@@ -1,8 +1,8 @@
-"""The data sets that a config can name, opened but not decoded."""
+"""Opens the data set that ``config.data.name`` names, without decoding it."""
 
 from collections.abc import Callable
 
-from rmn_jax.data import digits, fingerprint
+from rmn_jax.data import digits, fingerprint, folder
 from rmn_jax.data.sources import ArraySource, ImageSet
 from rmn_jax.errors import UserError
 
@@ -21,13 +21,11 @@ def _open_digits(config_data) -> ImageSet:
 
 
 def _open_folder(config_data) -> ImageSet:
-    from rmn_jax.data import folder
-
     return folder.open_image_set(config_data.path)
 
 
 def _open_tfds(config_data) -> ImageSet:
-    # Imported here: tensorflow_datasets takes a second, and digits and folders do without it.
+    # Imported here: tensorflow_datasets takes a second to import, and digits and folders do not need it.
     from rmn_jax.data import tfds_source
 
     return tfds_source.open_image_set(config_data.name, config_data.data_dir)
@@ -43,10 +41,10 @@ _OPENERS: dict[str, Callable[..., ImageSet]] = {
 
 
 def open_image_set(config_data) -> ImageSet:
-    """Returns the images `config_data.name` stands for, undecoded.
+    """The data set named ``config_data.name``, not decoded.
 
     Raises:
-        UserError: unknown name, or the data set is not there; the line says which command prepares it.
+      UserError: unknown name, or a missing data set; the message gives the command that prepares it.
     """
     name = config_data.name
     if name in _OPENERS:

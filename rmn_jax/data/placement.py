@@ -1,4 +1,4 @@
-"""Putting host arrays on the devices, the same way on one device, on several, and across hosts."""
+"""Placement of host arrays on the devices: one interface for one device, several devices and several hosts."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from rmn_jax.errors import UserError
 
 
 class Placement:
-    """Where batches go. `sharding` cuts the batch axis; None means the first local device."""
+    """Puts batches on the devices. ``sharding`` shards the batch axis; None is the first local device."""
 
     def __init__(self, sharding: jax.sharding.Sharding | None):
         default = SingleDeviceSharding(jax.local_devices()[0])
@@ -21,7 +21,7 @@ class Placement:
             self.replicated_sharding = self.sharding
 
     def check_batch_size(self, name: str, batch_size: int) -> None:
-        """Raises UserError unless the batch cuts evenly over the devices."""
+        """Raises UserError unless the batch divides evenly over the devices."""
         if batch_size < 1:
             raise UserError(f"{name} is {batch_size}; it must be 1 or more.")
         try:
@@ -31,18 +31,18 @@ class Placement:
             raise UserError(f"{name} is {batch_size}, which does not divide over {devices} devices.") from None
 
     def local_rows(self, batch_size: int) -> np.ndarray:
-        """Returns the sorted rows of a batch that this host's devices hold: int64 [rows]."""
+        """The rows of a batch that this host's devices hold, sorted: int64 [rows]."""
         indices = self.sharding.addressable_devices_indices_map((batch_size,)).values()
         return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 
     def batch(self, host: np.ndarray) -> jax.Array:
-        """Places a whole batch, of which each host needs only its rows to be right."""
+        """Puts a batch on the devices. A host needs correct values in its ``local_rows`` only."""
         if self.sharding.is_fully_addressable:
             return jax.device_put(host, self.sharding)
         return jax.make_array_from_callback(host.shape, self.sharding, lambda index: host[index])
 
     def local_batch(self, rows: np.ndarray, batch_size: int) -> jax.Array:
-        """Places a batch from the rows named by `local_rows`."""
+        """Puts a batch on the devices, from the rows that ``local_rows`` names."""
         if self.sharding.is_fully_addressable:
             return jax.device_put(rows, self.sharding)
         whole = np.empty((batch_size, *rows.shape[1:]), rows.dtype)
@@ -50,17 +50,18 @@ class Placement:
         return self.batch(whole)
 
     def replicated(self, host: np.ndarray) -> jax.Array:
-        """Places a copy of the array on every device."""
+        """Puts a copy of an array on every device."""
         if self.sharding.is_fully_addressable:
             return jax.device_put(host, self.replicated_sharding)
         return jax.make_array_from_callback(host.shape, self.replicated_sharding, lambda index: host[index])
 
     def jit_per_device(self, function: Callable) -> Callable:
-        """Jits `function(replicated, replicated, batch) -> batches` to run on each device's own rows.
+        """Jits ``function(replicated, replicated, batch) -> batches`` so that each device works on its rows.
 
-        Through `shard_map`, because it serves meshes of automatic and of explicit axes alike.
+        Uses ``shard_map``, because it works for meshes with automatic and with explicit axes.
         """
         if not isinstance(self.sharding, NamedSharding):
             return jax.jit(function)
-        whole, cut = PartitionSpec(), self.sharding.spec
-        return jax.jit(jax.shard_map(function, mesh=self.sharding.mesh, in_specs=(whole, whole, cut), out_specs=cut))
+        replicated, rows = PartitionSpec(), self.sharding.spec
+        in_specs = (replicated, replicated, rows)
+        return jax.jit(jax.shard_map(function, mesh=self.sharding.mesh, in_specs=in_specs, out_specs=rows))

@@ -1,4 +1,4 @@
-"""Building a tfds data set from a local archive, all or nothing."""
+"""Builds a tfds data set from a local archive. A failed or interrupted build leaves nothing behind."""
 
 import contextlib
 import errno
@@ -12,37 +12,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rmn_jax.data.specs import PREPARABLE
 from rmn_jax.errors import UserError
 
-PREPARABLE = ("tiny_imagenet", "cifar100", "imagenet2012")
-
-# What preparation writes, at most, for each byte of the source: the records, and as much again while
-# shuffling.
+# Most bytes written for each byte of the source: the records, and the same again while tfds shuffles.
 _SPACE_FACTOR = 2.2
 
-# tfds's prefix of folders in the making.
+# tfds's prefix of the names of unfinished folders.
 _INCOMPLETE = "incomplete."
 
 
 def prepare(name: str, source: str, data_dir: str = "") -> dict[str, dict[str, int]]:
-    """Builds the data set `name` from the archive or folder `source` under `data_dir`.
+    """Builds the data set ``name`` under ``data_dir`` from the archive or folder ``source``.
 
-    An existing data set is left alone. An interrupted or failed preparation leaves nothing behind.
+    An existing data set is not changed.
 
     Args:
-        name: one of `PREPARABLE`.
-        source: a local path; nothing is downloaded.
-        data_dir: where tfds keeps data sets; '' is tfds's own choice (`TFDS_DATA_DIR`, or
-            ~/tensorflow_datasets).
+      name: one of ``PREPARABLE``.
+      source: a local path; nothing is downloaded.
+      data_dir: the folder where tfds keeps data sets; "" is tfds's default (``TFDS_DATA_DIR`` or
+        ~/tensorflow_datasets).
 
     Returns:
-        {"examples": {split: number of examples}}.
+      {"examples": {split: number of examples}}.
 
     Raises:
-        UserError: unknown name, a source that is missing or damaged, a full disk.
+      UserError: an unknown name, a missing or damaged source, or a full disk.
     """
     if name not in PREPARABLE:
         raise UserError(f"Cannot prepare {name!r}: use one of {', '.join(PREPARABLE)}.")
+    # Imported here: tensorflow_datasets takes a second to import.
     from rmn_jax.data import tfds_source
 
     builder_dir = tfds_source.find(name, data_dir)
@@ -61,11 +60,11 @@ def _build(name: str, source: Path, data_dir: str) -> Path:
         tfds.disable_progress_bar()
     root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     _check_root(root, source)
-    # tfds prints what it is about to do, of sizes that it does not know; its progress bars go to stderr and stay.
+    # tfds announces on stdout what it will do, with unknown sizes. Its progress bars go to stderr and stay visible.
     with (
         contextlib.redirect_stdout(io.StringIO()),
         _interruptible(),
-        _clear_errors(root),
+        _as_user_errors(root),
         _scratch(root, name) as scratch,
     ):
         with _builder(name, source, root, scratch) as (builder, options):
@@ -78,7 +77,7 @@ def _build(name: str, source: Path, data_dir: str) -> Path:
 
 @contextmanager
 def _builder(name: str, source: Path, root: Path, scratch: Path) -> Iterator[tuple[Any, dict]]:
-    """Yields the tfds builder of `name` and its download options."""
+    """Yields the tfds builder of ``name`` and its ``DownloadConfig`` options."""
     if name == "tiny_imagenet":
         from rmn_jax.data.tiny_imagenet import Builder
 
@@ -86,12 +85,12 @@ def _builder(name: str, source: Path, root: Path, scratch: Path) -> Iterator[tup
     else:
         from rmn_jax.data import official
 
-        with official.builder(name, source, root, scratch) as made:
-            yield made
+        with official.builder(name, source, root, scratch) as builder_and_options:
+            yield builder_and_options
 
 
 def _check_root(root: Path, source: Path) -> None:
-    """Raises UserError when `root` cannot be written or has too little room; makes it."""
+    """Creates ``root``. Raises UserError if it cannot be written or has too little free space."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,13 +102,13 @@ def _check_root(root: Path, source: Path) -> None:
     if free < needed:
         raise UserError(
             f"{root} has {free / 1e9:.1f} GB free and preparing takes up to {needed / 1e9:.1f} GB; "
-            "make room, or choose another data_dir."
+            "free some space, or choose another data_dir."
         )
 
 
 @contextmanager
-def _clear_errors(root: Path) -> Iterator[None]:
-    """Turns what can go wrong outside the program into a UserError."""
+def _as_user_errors(root: Path) -> Iterator[None]:
+    """Turns errors of the environment, such as a full disk, into a UserError."""
     try:
         yield
     except UserError:
@@ -119,14 +118,16 @@ def _clear_errors(root: Path) -> Iterator[None]:
         if cause is not None:
             raise cause from error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"The disk of {root} is full; nothing was left behind. Make room and try again.") from error
+            raise UserError(
+                f"The disk of {root} is full; nothing was left behind. Free some space and try again."
+            ) from error
         if isinstance(error, OSError) or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(f"Preparing into {root} failed ({error}); nothing was left behind.") from error
         raise
 
 
 def _user_error_within(error: BaseException | None) -> UserError | None:
-    """Returns the UserError that a library wrapped in an exception of its own."""
+    """The UserError that a library wrapped in another exception, or None."""
     while error is not None:
         if isinstance(error, UserError):
             return error
@@ -136,9 +137,9 @@ def _user_error_within(error: BaseException | None) -> UserError | None:
 
 @contextmanager
 def _scratch(root: Path, name: str) -> Iterator[Path]:
-    """Yields an empty folder; removes it and the unfinished folders of this and of killed preparations.
+    """Yields an empty folder. Removes it at the end, and unfinished folders of this and of killed preparations.
 
-    tfds writes into a folder `incomplete.*` and renames it into place when it is whole.
+    tfds writes into a folder ``incomplete.*`` and renames it when it is complete.
     """
     folder = root / name
     _remove_incomplete(folder)
@@ -159,7 +160,7 @@ def _remove_incomplete(folder: Path) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Makes SIGTERM raise as Ctrl-C does, so that unfinished folders are removed."""
+    """Makes SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that unfinished folders are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""From uint8 batches to what the network is fed: augmentation and normalisation, to be jitted."""
+"""Augmentation and normalisation: uint8 batches to the network's input, inside the jitted step."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,74 +6,79 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.data import augment
-from rmn_jax.data.types import DatasetInfo
+from rmn_jax.data import augmentation
+from rmn_jax.data.specs import DatasetInfo
 from rmn_jax.errors import UserError
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop_flip")
 
-# The part of the image's side that evaluation keeps when training uses random resized crops (224 of 256).
+# Share of the image's side that evaluation keeps if training uses random resized crops (224 of 256).
 EVALUATION_FRACTION = 0.875
 
 
 class Preprocess(NamedTuple):
-    """Two pure functions.
+    """Two pure functions from the images of a ``Batch`` to the network's input.
 
     Attributes:
-        train: (keys, key array [B]; images, uint8 [B, H, W, C]) -> float32 [B, *image_shape], augmented.
-        evaluate: (images, uint8 [B, H, W, C]) -> float32 [B, *image_shape].
+      train: (keys [B], images uint8 [B, H, W, C]) -> float32 [B, *image_shape], augmented and normalised.
+      evaluate: (images uint8 [B, H, W, C]) -> float32 [B, *image_shape], centre-cropped and normalised.
     """
 
     train: Callable[[jax.Array, jax.Array], jax.Array]
     evaluate: Callable[[jax.Array], jax.Array]
 
 
-def stored_shape(augmentation: str, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Returns the shape (H, W, C) at which images lie on the device for this augmentation.
+def check_augmentation(config_data) -> None:
+    """Raises UserError if ``config_data.augment`` is unknown or ``config_data.crop_padding`` is negative."""
+    if config_data.augment not in AUGMENTATIONS:
+        raise UserError(f"config.data.augment is {config_data.augment!r}; use one of {', '.join(AUGMENTATIONS)}.")
+    if config_data.crop_padding < 0:
+        raise UserError(f"config.data.crop_padding is {config_data.crop_padding}; it must be 0 or more.")
 
-    Random resized crops are taken from images whose central 87.5% is what evaluation sees; every other
-    augmentation works at the network's own size.
+
+def stored_shape(augment: str, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Shape (H, W, C) of the images before cropping, for an augmentation and the network's (H, W, C).
+
+    Images for random resized crops are larger: evaluation sees their central 87.5%. For the other augmentations it is
+    the network's shape.
     """
-    if augmentation != "resized_crop_flip":
+    if augment != "resized_crop_flip":
         return image_shape
     height, width, channels = image_shape
     return round(height / EVALUATION_FRACTION), round(width / EVALUATION_FRACTION), channels
 
 
 def normalise(images: jax.Array, info: DatasetInfo) -> jax.Array:
-    """Maps 0..255 to zero mean and unit variance per channel over the training split; float32."""
+    """Normalises 0..255 to mean 0 and variance 1 of each channel over the training split, in float32."""
     mean = jnp.asarray(info.mean, jnp.float32) * 255
     std = jnp.asarray(info.std, jnp.float32) * 255
     return (images.astype(jnp.float32) - mean) / std
 
 
 def make_preprocess(config_data, info: DatasetInfo) -> Preprocess:
-    """Builds the two functions for `config_data.augment` and `config_data.crop_padding`.
+    """The two functions for ``config_data.augment`` and ``config_data.crop_padding``.
 
-    On the streamed path the random resized crop has been done by the workers, and only the flip is left.
+    In the stream pipeline the workers have already done the random resized crop; only the flip is left.
 
     Raises:
-        UserError: unknown augmentation, or a negative padding.
+      UserError: an unknown augmentation, or a negative padding.
     """
-    augmentation, padding = config_data.augment, config_data.crop_padding
-    if augmentation not in AUGMENTATIONS:
-        raise UserError(f"config.data.augment is {augmentation!r}; use one of {', '.join(AUGMENTATIONS)}.")
-    if padding < 0:
-        raise UserError(f"config.data.crop_padding is {padding}; it must be 0 or more.")
+    check_augmentation(config_data)
+    augment, padding = config_data.augment, config_data.crop_padding
     height, width, _ = info.image_shape
 
     def augment_one(key: jax.Array, image: jax.Array) -> jax.Array:
         crop_key, flip_key = jax.random.split(key)
-        if augmentation in ("crop", "crop_flip"):
-            image = augment.pad_and_crop(crop_key, image, padding)
-        elif augmentation == "resized_crop_flip" and not info.streamed:
-            image = augment.random_resized_crop(crop_key, image, height, width)
-        return augment.flip(flip_key, image) if augmentation.endswith("flip") else image
+        if augment in ("crop", "crop_flip"):
+            image = augmentation.pad_and_crop(crop_key, image, padding)
+        elif augment == "resized_crop_flip" and not info.streamed:
+            image = augmentation.random_resized_crop(crop_key, image, height, width)
+        return augmentation.flip(flip_key, image) if augment.endswith("flip") else image
 
     def train(keys: jax.Array, images: jax.Array) -> jax.Array:
         return normalise(jax.vmap(augment_one)(keys, images), info)
 
     def evaluate(images: jax.Array) -> jax.Array:
-        return normalise(jax.vmap(lambda image: augment.centre_crop(image, height, width))(images), info)
+        return normalise(jax.vmap(lambda image: augmentation.centre_crop(image, height, width))(images), info)
 
     return Preprocess(train, evaluate)

@@ -1,4 +1,4 @@
-"""What to do with an example that cannot be used: stop with its name or, if asked to, skip a counted few."""
+"""Unusable examples: the run stops at the first, or skips up to ``config.data.skip_corrupt`` of them."""
 
 import logging
 
@@ -8,7 +8,7 @@ _log = logging.getLogger(__name__)
 
 
 class SkippedExamples:
-    """Counts the distinct unusable examples of a data set; raises UserError beyond `limit`."""
+    """Counts the distinct unusable examples of a data set. Raises UserError if there are more than ``limit``."""
 
     def __init__(self, limit: int):
         if limit < 0:
@@ -18,11 +18,15 @@ class SkippedExamples:
 
     @property
     def count(self) -> int:
-        """The number of distinct examples skipped so far."""
+        """Number of distinct examples skipped so far."""
         return len(self._problems)
 
     def add(self, example: str, reason: str) -> None:
-        """Records a problem with `example`; a second report of the same example counts once."""
+        """Records that ``example`` is unusable and why. The same example counts once.
+
+        Raises:
+          UserError: more distinct examples than ``limit``; the message names the example.
+        """
         if example in self._problems:
             return
         self._problems[example] = reason
@@ -30,7 +34,7 @@ class SkippedExamples:
             raise UserError(f"{example}: {reason}. To skip up to n such examples, set config.data.skip_corrupt=n.")
         if self.count > self.limit:
             raise UserError(
-                f"{example}: {reason}. That is unusable example number {self.count}; "
+                f"{example}: {reason}. It is unusable example number {self.count}; "
                 f"config.data.skip_corrupt allows {self.limit}."
             )
         _log.warning("Skipping %s: %s (%d of at most %d).", example, reason, self.count, self.limit)

@@ -1,7 +1,6 @@
-"""Splits as random-access sources of undecoded examples, and the data set they make up.
+"""Sources: random access to the undecoded examples of a split. Two sources make an image set.
 
-Sources are what worker processes receive: they pickle small, open their files on first use, and know nothing
-of JAX.
+Worker processes receive sources. So a source pickles small, opens its files on first use, and does not use JAX.
 """
 
 from collections.abc import Sequence
@@ -17,31 +16,32 @@ class Source(Protocol):
     """One split, in a fixed order."""
 
     def __len__(self) -> int:
-        """Returns the number of examples."""
+        """Number of examples."""
         ...
 
     def read(self, positions: Sequence[int]) -> list[tuple[Encoded, int]]:
-        """Returns (encoded bytes or a decoded uint8 array [H, W, C], label) of the examples at `positions`.
+        """(encoded bytes or a decoded uint8 array [H, W, C], label) of each example at ``positions``.
 
-        Several at once, because ArrayRecord gives hundreds of small records in the time of ten single ones.
+        Several positions at once, because ArrayRecord reads small records ten times as fast in bulk as one by one.
         """
         ...
 
     def describe(self, position: int) -> str:
-        """Returns how a person finds that example: a file, or a split and record number."""
+        """The location of an example, for messages: a file, or a split and record number."""
         ...
 
 
 class ImageSet(NamedTuple):
-    """A data set before it is chosen how to feed it.
+    """The images of a data set, independent of the pipeline.
 
     Attributes:
-        name: as in `DatasetInfo`.
-        class_names: in label order.
-        native_size: (H, W) when all images share it, else None.
-        train, evaluation: the two splits.
-        fingerprint: as in `DatasetInfo`.
-        folder: where computed facts may be stored, or None when nowhere.
+      name: as in ``DatasetInfo``.
+      class_names: in label order.
+      native_size: (H, W) if it is the same for all images, else None.
+      train: the training split.
+      evaluation: the evaluation split.
+      fingerprint: as in ``DatasetInfo``.
+      folder: where statistics may be stored, or None.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ImageSet(NamedTuple):
 
 
 class ArraySource:
-    """Images that are in memory already: uint8 [n, H, W, 3] and int32 labels [n]."""
+    """A split in memory: images uint8 [n, H, W, 3] and labels int32 [n]."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str):
         self._images, self._labels, self._name = images, labels, name
@@ -63,9 +63,9 @@ class ArraySource:
         return len(self._labels)
 
     def read(self, positions: Sequence[int]) -> list[tuple[Encoded, int]]:
-        """Returns (image, label) of the examples at `positions`; see `Source`."""
+        """See ``Source``."""
         return [(self._images[position], int(self._labels[position])) for position in positions]
 
     def describe(self, position: int) -> str:
-        """Returns how a person finds the example."""
+        """See ``Source``."""
         return f"{self._name}, example {position}"

@@ -1,4 +1,4 @@
-"""Feeding from a stream: Grain's threads or worker processes decode ahead of the uint8 batch in use."""
+"""The stream pipeline: Grain's threads or worker processes decode uint8 batches ahead of the one in use."""
 
 import gc
 from collections.abc import Iterator
@@ -12,20 +12,21 @@ from rmn_jax.data.placement import Placement
 from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.data.skipping import SkippedExamples
 from rmn_jax.data.sources import ImageSet
-from rmn_jax.data.types import Batch, DatasetInfo, Sizes
-from rmn_jax.data.worker import Chunk, EvaluationChunks, Layout, TrainChunks, concatenate
+from rmn_jax.data.specs import Batch, BatchSizes, DatasetInfo
+from rmn_jax.data.worker import Chunk, ChunkGrid, EvaluationChunks, TrainChunks, concatenate
 
-# Batches ready ahead of the one in use: one that waits and one in the making.
+# Batches ahead of the one in use: one is ready, the next is being decoded.
 _BATCHES_AHEAD = 2
 
-# Training has no last batch; the stream is as long as any run.
+# Batches of the training stream: it has no end, so this is more than any run needs.
 _ENDLESS = 2**40
 
 
 class StreamDataset:
-    """A data set that is decoded while it is used; see `types.Dataset`.
+    """A data set that is decoded during the run; see ``specs.Dataset``.
 
-    `workers` = 0 decodes in threads of this process (decoding releases Python's lock), n > 0 in n processes.
+    ``config.data.workers`` = 0 decodes in threads of this process (decoding releases Python's global lock), n > 0 in n
+    processes.
     """
 
     def __init__(
@@ -33,13 +34,13 @@ class StreamDataset:
         info: DatasetInfo,
         image_set: ImageSet,
         config_data,
-        sizes: Sizes,
+        sizes: BatchSizes,
         seed: int,
         placement: Placement,
         skipped: SkippedExamples,
     ):
         self.info = info
-        self.updates_per_epoch = info.train_examples // sizes.train
+        self.steps_per_epoch = info.train_examples // sizes.train
         self._sources = {"train": image_set.train, "eval": image_set.evaluation}
         self._sizes = sizes
         self._seed, self._placement, self._skipped = seed, placement, skipped
@@ -47,25 +48,25 @@ class StreamDataset:
         self._crops = config_data.augment == "resized_crop_flip"
         self._stored_shape = stored_shape(config_data.augment, info.image_shape)
         self._stream: Iterator[Chunk] | None = None
-        self._next_update = -1
+        self._next_step = -1
 
-    def train_batch(self, update: int) -> Batch:
-        """Returns the batch of this update: a function of (seed, update) alone. Fast when called in order."""
-        if self._stream is None or update != self._next_update:
+    def train_batch(self, step: int) -> Batch:
+        """See ``specs.Dataset``. Fast if called in order; any other step restarts the stream."""
+        if self._stream is None or step != self._next_step:
             self._stop()
-            self._stream = self._train_stream(update)
-        self._next_update = update + 1
-        return self._place(next(self._stream), self._sizes.train)
+            self._stream = self._train_stream(step)
+        self._next_step = step + 1
+        return self._to_devices(next(self._stream), self._sizes.train)
 
     def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
-        """Yields every example of the split once, in order; the last batch is padded with `mask` False."""
+        """See ``specs.Dataset``."""
         source, batch_size = self._sources[split], batch_size or self._sizes.evaluation
-        layout = Layout(batch_size, self._placement.local_rows(batch_size), 0, -(-len(source) // batch_size))
-        chunks = EvaluationChunks(source, layout, self.info.num_classes, self._stored_shape)
-        stream = self._start(chunks, layout)
+        grid = ChunkGrid(batch_size, self._placement.local_rows(batch_size), 0, -(-len(source) // batch_size))
+        chunks = EvaluationChunks(source, grid, self.info.num_classes, self._stored_shape)
+        stream = self._start(chunks, grid)
         try:
             for chunk in stream:
-                yield self._place(chunk, batch_size)
+                yield self._to_devices(chunk, batch_size)
         finally:
             self._close(stream)
 
@@ -73,43 +74,41 @@ class StreamDataset:
         """Stops the workers."""
         self._stop()
 
-    def _train_stream(self, first_update: int) -> Iterator[Chunk]:
+    def _train_stream(self, first_step: int) -> Iterator[Chunk]:
         batch_size = self._sizes.train
-        layout = Layout(batch_size, self._placement.local_rows(batch_size), first_update, _ENDLESS)
+        grid = ChunkGrid(batch_size, self._placement.local_rows(batch_size), first_step, _ENDLESS)
         shape = self.info.image_shape if self._crops else self._stored_shape
         chunks = TrainChunks(
             self._sources["train"],
-            layout,
+            grid,
             self.info.num_classes,
             shape,
             seed=self._seed,
             crops=self._crops,
             attempts=self._skipped.limit,
         )
-        return self._start(chunks, layout)
+        return self._start(chunks, grid)
 
-    def _start(self, chunks: TrainChunks | EvaluationChunks, layout: Layout) -> Iterator[Chunk]:
-        per_batch = layout.chunks_per_batch
-        batches = grain.MapDataset.source(chunks).batch(per_batch, batch_fn=concatenate)
+    def _start(self, chunks: TrainChunks | EvaluationChunks, grid: ChunkGrid) -> Iterator[Chunk]:
+        batches = grain.MapDataset.source(chunks).batch(grid.chunks_per_batch, batch_fn=concatenate)
         threads = 1 if self._workers else available_cores()
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_BATCHES_AHEAD)
         stream = batches.to_iter_dataset(read)
         if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own, in programs without absl's too
+            if not flags.FLAGS.is_parsed():  # Grain reads absl flags, also in a program that does not parse them
                 flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
             )
         return iter(stream)
 
-    def _place(self, chunk: Chunk, batch_size: int) -> Batch:
+    def _to_devices(self, chunk: Chunk, batch_size: int) -> Batch:
         for problem in chunk.problems:
             self._skipped.add(*problem.split("\t", 1))
-        # Workers hand arrays over in shared memory; a copy lets it go at once, where the device may keep hold
-        # of it.
+        # Arrays of worker processes are in shared memory. A copy frees it at once; the device could keep it in use.
         copy = np.array if self._workers else np.asarray
-        place = self._placement.local_batch
-        image, label, index, mask = (place(copy(array), batch_size) for array in chunk[:4])
+        put = self._placement.local_batch
+        image, label, index, mask = (put(copy(array), batch_size) for array in chunk[:4])
         return Batch(image=image, label=label, index=index, mask=mask)
 
     def _stop(self) -> None:
@@ -122,6 +121,6 @@ class StreamDataset:
         if close is not None:
             close()
         if self._workers:
-            # Grain's iterators lie in reference cycles; until they go, their last batches fill shared memory.
+            # Grain's iterators are in reference cycles. Their last batches use shared memory until they are collected.
             del close, stream
             gc.collect()

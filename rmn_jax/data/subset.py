@@ -1,4 +1,4 @@
-"""The first K classes of an image set, for experiments at a smaller scale."""
+"""The first classes of an image set, for smaller experiments."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _CHUNK = 1024
 
 
 class SubsetSource:
-    """Some examples of a split, in its order. Pickles as its positions and the split's source."""
+    """Some examples of a split, in the order of the split. Pickles as their positions and the split's source."""
 
     def __init__(self, source: Source, positions: np.ndarray):
         self._source, self._positions = source, positions
@@ -21,19 +21,19 @@ class SubsetSource:
         return len(self._positions)
 
     def read(self, positions: Sequence[int]) -> list[tuple[Encoded, int]]:
-        """Returns (image, label) of the examples at `positions`; see `Source`."""
+        """See ``Source``."""
         return self._source.read([int(self._positions[position]) for position in positions])
 
     def describe(self, position: int) -> str:
-        """Returns how a person finds the example."""
+        """See ``Source``."""
         return self._source.describe(int(self._positions[position]))
 
 
 def first_classes(image_set: ImageSet, classes: int) -> ImageSet:
-    """Keeps the examples with a label below `classes`; 0 keeps all.
+    """The examples with a label below ``classes``; 0 keeps all.
 
     Raises:
-        UserError: more classes than there are, or a negative number.
+      UserError: ``classes`` is negative or larger than the number of classes.
     """
     known = len(image_set.class_names)
     if not 0 <= classes <= known:
@@ -54,6 +54,6 @@ def _subset(source: Source, classes: int, known: int) -> SubsetSource:
         for start in range(0, len(source), _CHUNK)
         for _, label in source.read(range(start, min(start + _CHUNK, len(source))))
     ]
-    kept = np.asarray(labels)
-    stays = (kept < classes) | (kept >= known)  # labels of no class stay, to be complained of like any wrong label
-    return SubsetSource(source, np.flatnonzero(stays))
+    label = np.asarray(labels)
+    kept = (label < classes) | (label >= known)  # an invalid label is kept, so that it is reported as in the full set
+    return SubsetSource(source, np.flatnonzero(kept))

@@ -1,4 +1,4 @@
-"""Prepared tfds data sets as image sets: read from ArrayRecord, with no TensorFlow and no builder code."""
+"""Prepared tfds data sets as image sets, read from ArrayRecord files without TensorFlow and without builder code."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,21 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from rmn_jax.data import fingerprint
 from rmn_jax.data.decode import Encoded
-from rmn_jax.data.prepare import PREPARABLE
 from rmn_jax.data.sources import ImageSet
+from rmn_jax.data.specs import PREPARABLE
 from rmn_jax.errors import UserError
 
-# The first of these that a data set has is what it is evaluated on. ImageNet's and Tiny ImageNet's test
-# labels are not public, hence validation first; CIFAR has only `test`.
+# Evaluation uses the first of these splits that a data set has. Validation comes first, because the test labels of
+# ImageNet and Tiny ImageNet are not public. CIFAR has only ``test``.
 EVALUATION_SPLITS = ("validation", "test")
 
 
 def find(name: str, data_dir: str) -> Path | None:
-    """Returns the folder of the prepared data set `name` ('mnist', 'mnist:3.0.1', 'set/config'), or None."""
+    """The folder of the prepared data set ``name`` ("mnist", "mnist:3.0.1", "set/config"), or None.
+
+    Raises:
+      UserError: the data set is there but cannot be opened.
+    """
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError:
@@ -30,24 +34,24 @@ def find(name: str, data_dir: str) -> Path | None:
 
 
 def count_examples(builder_dir: Path) -> dict[str, int]:
-    """Returns {split: number of examples} of a prepared data set."""
+    """{split: number of examples} of a prepared data set."""
     splits = tfds.builder_from_directory(builder_dir).info.splits
     return {name: split.num_examples for name, split in splits.items()}
 
 
 def open_image_set(name: str, data_dir: str) -> ImageSet:
-    """Opens a prepared image-classification set.
+    """Opens a prepared image-classification data set.
 
     Args:
-        name: a benchmark's name, or 'tfds:NAME' with any NAME that tfds understands.
-        data_dir: as in `prepare`.
+      name: one of ``PREPARABLE``, or "tfds:NAME" with any NAME that tfds accepts.
+      data_dir: as in ``prepare``.
 
     Raises:
-        UserError: it is not prepared, not in a random-access format, or not for image classification.
+      UserError: the data set is not prepared, is incomplete, or is not for image classification.
     """
     tfds_name = name.removeprefix("tfds:")
     if not tfds_name:
-        raise UserError("config.data.name is 'tfds:' and no name after it; write tfds:NAME, say tfds:mnist.")
+        raise UserError("config.data.name is 'tfds:' without a name; write tfds:NAME, for example tfds:mnist.")
     builder_dir = find(tfds_name, data_dir)
     if builder_dir is None:
         where = data_dir or tfds.core.constants.DATA_DIR
@@ -61,7 +65,7 @@ def open_image_set(name: str, data_dir: str) -> ImageSet:
 
 
 def from_directory(name: str, builder_dir: Path) -> ImageSet:
-    """Opens the image set in a data set's own folder (`data_dir/name/version`)."""
+    """Opens the image set in the folder of one version of a data set (``data_dir/name/version``)."""
     builder = tfds.builder_from_directory(builder_dir)
     image_key, label_key = _keys(name, builder.info)
     splits = builder.info.splits
@@ -88,11 +92,11 @@ def _fingerprint(name: str, files: list[Path], builder_dir: Path) -> str:
         described = [path for path in builder_dir.glob("*.json") if path.name in ("dataset_info.json", "features.json")]
         return fingerprint.of_files([*files, *described, *builder_dir.glob("*.labels.txt")], builder_dir)
     except OSError as error:
-        raise UserError(f"{name} is not whole ({error}); remove {builder_dir} and prepare it again.") from error
+        raise UserError(f"{name} is incomplete ({error}); remove {builder_dir} and prepare it again.") from error
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
-    """Returns the features that are image and label: the supervised pair, or the only ones of the kind."""
+    """The keys of image and label: the supervised keys, or the only image and the only label."""
     features = info.features
     if info.supervised_keys and len(info.supervised_keys) == 2:
         image, label = info.supervised_keys
@@ -110,7 +114,7 @@ def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
 
 
 class RecordSource:
-    """A split in ArrayRecord files. Pickles as names only; each process opens the files for itself."""
+    """A split in ArrayRecord files. Pickles as names; each process opens the files again."""
 
     def __init__(self, builder_dir: Path, split: str, image_key: str, label_key: str, num_examples: int):
         self._builder_dir, self._split = builder_dir, split
@@ -125,25 +129,29 @@ class RecordSource:
         return self._num_examples
 
     def read(self, positions: Sequence[int]) -> list[tuple[Encoded, int]]:
-        """Returns (image, label) of the examples at `positions`; see `Source`."""
+        """See ``Source``.
+
+        Raises:
+          UserError: a damaged file, or a format without random access.
+        """
         if self._records is None:
             self._records = self._open()
         try:
             records = self._records.__getitems__([int(position) for position in positions])
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
-                f"{self.describe(positions[0])} or one read with it is damaged ({_first_line(error)}); "
+                f"{self.describe(positions[0])} or a record near it is damaged ({_first_line(error)}); "
                 f"remove {self._builder_dir} and prepare it again."
             ) from error
         return [self._parse(record) for record in records]
 
     def _parse(self, record: bytes) -> tuple[bytes, int]:
-        # Ten times as fast as tfds's own reading of an example, which checks and converts every feature.
+        # Ten times as fast as tfds's parser, which checks and converts every feature.
         features = tf_example_pb2.Example.FromString(record).features.feature
         return features[self._image_key].bytes_list.value[0], features[self._label_key].int64_list.value[0]
 
     def describe(self, position: int) -> str:
-        """Returns how a person finds the example."""
+        """See ``Source``."""
         return f"{self._builder_dir}, split {self._split}, record {position}"
 
     def _open(self):

@@ -1,4 +1,4 @@
-"""What the streamed path's workers do: read, decode, crop. A function of the position in the stream alone."""
+"""The work of the stream pipeline's workers: read, decode, crop. A pure function of the position in the stream."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,7 @@ from rmn_jax.data.crop import random_resized_crop
 from rmn_jax.data.decode import UnreadableImage, check_label, decode, fit
 from rmn_jax.data.sources import Source
 
-# Examples a worker reads and decodes at a time: enough to read in bulk, few enough to spread a batch over
-# workers.
+# Examples that a worker reads and decodes at a time: enough to read in bulk, few enough to spread a batch over workers.
 CHUNK = 16
 
 
@@ -18,11 +17,11 @@ class Chunk(NamedTuple):
     """Consecutive rows of a batch.
 
     Attributes:
-        image: uint8 [n, H, W, 3].
-        label: int32 [n].
-        position: int32 [n], of the example in the split.
-        mask: bool [n], False where there is no example or it was skipped.
-        problems: example, a tab, the reason: for each unusable example met.
+      image: uint8 [n, H, W, 3].
+      label: int32 [n].
+      position: int32 [n], of the example in the split.
+      mask: bool [n], False where there is no example or it was skipped.
+      problems: "example<tab>reason" for each unusable example.
     """
 
     image: np.ndarray
@@ -32,14 +31,14 @@ class Chunk(NamedTuple):
     problems: list[str]
 
 
-class Layout(NamedTuple):
-    """How a split is cut into batches and a batch into chunks.
+class ChunkGrid(NamedTuple):
+    """The division of a stream into batches, and of each batch into chunks.
 
     Attributes:
-        batch_size: global.
-        rows: the rows of each batch that this host needs, int64 [n].
-        first_batch: the batch that the stream begins with.
-        num_batches: how many there are.
+      batch_size: global batch.
+      rows: the rows of each batch that this host needs, int64 [n].
+      first_batch: the first batch of the stream.
+      num_batches: number of batches in the stream.
     """
 
     batch_size: int
@@ -49,23 +48,23 @@ class Layout(NamedTuple):
 
     @property
     def chunks_per_batch(self) -> int:
-        """How many chunks make this host's part of a batch."""
+        """Number of chunks in this host's rows of a batch."""
         return -(-len(self.rows) // CHUNK)
 
     def locate(self, number: int) -> tuple[int, np.ndarray]:
-        """Returns (batch, rows of that batch) of chunk `number` of the stream."""
+        """(batch, rows of that batch) of chunk ``number`` of the stream."""
         batch, chunk = divmod(number, self.chunks_per_batch)
         return self.first_batch + batch, self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
 
 
 class _Chunks:
-    """A random-access source of chunks, as Grain's `MapDataset.source` takes it."""
+    """Random access to chunks, as Grain's ``MapDataset.source`` expects it."""
 
-    def __init__(self, source: Source, layout: Layout, num_classes: int, shape: tuple[int, int, int]):
-        self._source, self._layout, self._num_classes, self._shape = source, layout, num_classes, shape
+    def __init__(self, source: Source, grid: ChunkGrid, num_classes: int, shape: tuple[int, int, int]):
+        self._source, self._grid, self._num_classes, self._shape = source, grid, num_classes, shape
 
     def __len__(self) -> int:
-        return self._layout.num_batches * self._layout.chunks_per_batch
+        return self._grid.num_batches * self._grid.chunks_per_batch
 
     def _decode_row(self, data, label: int, generator: np.random.Generator | None) -> np.ndarray:
         check_label(label, self._num_classes)
@@ -74,7 +73,7 @@ class _Chunks:
         return random_resized_crop(data, generator, *self._shape[:2])
 
     def _fill(self, positions: np.ndarray, wanted: np.ndarray, generators: list, attempts: int) -> Chunk:
-        """Decodes the `wanted` examples, or one of up to `attempts` successors of an unusable one."""
+        """Decodes the ``wanted`` rows. Tries up to ``attempts`` successors of an unusable example."""
         count = len(positions)
         image = np.zeros((count, *self._shape), np.uint8)
         label, mask, problems = np.zeros(count, np.int32), np.zeros(count, bool), []
@@ -98,10 +97,9 @@ class _Chunks:
 
 
 class TrainChunks(_Chunks):
-    """Chunks of training batches: shuffled, cropped at random if `crops`, unusable examples replaced.
+    """Chunks of training batches: shuffled, and cropped at random if ``crops``.
 
-    An unusable example is replaced by the next usable one of the split, so that the batch stays a function of
-    (seed, update).
+    The next usable example of the split replaces an unusable one, so the batch stays a function of (seed, step).
     """
 
     def __init__(self, *arguments, seed: int, crops: bool, attempts: int):
@@ -109,10 +107,10 @@ class TrainChunks(_Chunks):
         self._seed, self._crops, self._attempts = seed, crops, attempts
 
     def __getitem__(self, number: int) -> Chunk:
-        update, rows = self._layout.locate(number)
-        examples, batch_size = len(self._source), self._layout.batch_size
-        positions = order.batch_indices(self._seed, update, num_examples=examples, batch_size=batch_size)[rows]
-        epoch, batch = divmod(update, examples // batch_size)
+        step, rows = self._grid.locate(number)
+        examples, batch_size = len(self._source), self._grid.batch_size
+        positions = order.batch_indices(self._seed, step, num_examples=examples, batch_size=batch_size)[rows]
+        epoch, batch = divmod(step, examples // batch_size)
         generators = [
             order.example_generator(self._seed, epoch, batch * batch_size + int(row)) if self._crops else None
             for row in rows
@@ -121,16 +119,16 @@ class TrainChunks(_Chunks):
 
 
 class EvaluationChunks(_Chunks):
-    """Chunks of a split in order, scaled and cut to fit; what lies beyond its end has `mask` False."""
+    """Chunks of a split in order, scaled and centre-cropped. Rows beyond the end of the split have ``mask`` False."""
 
     def __getitem__(self, number: int) -> Chunk:
-        batch, rows = self._layout.locate(number)
-        positions = batch * self._layout.batch_size + rows
+        batch, rows = self._grid.locate(number)
+        positions = batch * self._grid.batch_size + rows
         inside = positions < len(self._source)
         return self._fill(np.where(inside, positions, 0), inside, [None] * len(rows), 0)
 
 
 def concatenate(chunks: list[Chunk]) -> Chunk:
-    """Puts the chunks of a batch together."""
+    """The chunks of a batch as one chunk."""
     image, label, position, mask = (np.concatenate(parts) for parts in list(zip(*chunks, strict=True))[:4])
     return Chunk(image, label, position, mask, [problem for chunk in chunks for problem in chunk.problems])

@@ -1,4 +1,4 @@
-"""Weights that others trained, brought into a network of this package."""
+"""Pretrained weights of torchvision and timm."""
 
 from rmn_jax.interop.torch_weights import ImportReport, load_torch_weights
 

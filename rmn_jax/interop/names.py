@@ -1,7 +1,7 @@
-"""What torchvision and timm call the layers of the backbones that both they and we have.
+"""Names of the backbones' layers in torchvision and timm.
 
-A layer here is a path of module names, ("stage2", "block1", "conv1"); theirs is a dotted prefix,
-``layer2.0.conv1``.
+In this package a layer is a path of module names, for example ("stage2", "block1", "conv1"). In the two libraries it is
+a dotted prefix, for example ``layer2.0.conv1``.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,11 @@ def _resnet(path: Path) -> str:
 
 
 def _vgg(head: dict[str, str]) -> Namer:
-    """Both libraries number the layers of ``features`` through: convolution, norm, ReLU, ..., pool."""
+    """Both libraries number all layers of ``features``: convolution, norm, ReLU, .., pool. They differ in the head.
+
+    Args:
+      head: layer of our head -> its name in the library.
+    """
     numbered: dict[Path, str] = {}
     position = 0
     for i, block in enumerate(vgg.BLOCKS):
@@ -32,34 +36,40 @@ def _vgg(head: dict[str, str]) -> Namer:
             numbered[part, f"bn{j + 1}"] = f"features.{position + 1}"
             position += 3
         position += 1
-    for ours, theirs in head.items():
-        numbered["head", ours] = theirs
+    for layer, name in head.items():
+        numbered["head", layer] = name
     return numbered.__getitem__
 
 
 def _efficientnet(ends: dict[Path, str], run_name: Callable[[int], str], layers: tuple[dict, dict]) -> Namer:
-    """Blocks are counted by run of equal blocks; ``layers``: of a block without and with expansion."""
-    places: dict[Path, tuple[str, dict]] = {}
+    """Both libraries number the runs of equal blocks, and the blocks within a run.
+
+    Args:
+      ends: names of the layers outside the blocks.
+      run_name: number of a run, from 0 -> its name.
+      layers: names of the layers in a block, without and with expansion.
+    """
+    blocks: dict[Path, tuple[str, dict]] = {}
     run = 0
     for i, runs in enumerate(efficientnet.STAGES):
         block = 0
         for (expansion, *_), length in runs:
             for j in range(length):
                 block += 1
-                places[f"stage{i + 1}", f"block{block}"] = f"{run_name(run)}.{j}", layers[expansion != 1]
+                blocks[f"stage{i + 1}", f"block{block}"] = f"{run_name(run)}.{j}", layers[expansion != 1]
             run += 1
 
     def name(path: Path) -> str:
         if path in ends:
             return ends[path]
-        prefix, inner = places[path[:2]]
+        prefix, inner = blocks[path[:2]]
         return f"{prefix}.{inner[path[2:]]}"
 
     return name
 
 
 def _torchvision_block(first: int) -> dict[Path, str]:
-    """The layers of a block whose depthwise convolution is number ``first``: 0 without expansion, 1 with."""
+    """The layers of a block; ``first`` is the number of its depthwise convolution: 0 without expansion, 1 with."""
     pairs = {"depthwise": first, "project": first + 2} | ({"expand": 0} if first else {})
     names: dict[Path, str] = {
         ("se", "squeeze"): f"block.{first + 1}.fc1",
@@ -103,8 +113,7 @@ def _efficientnet_ends(stem_conv: str, stem_bn: str, head_conv: str, head_bn: st
     }
 
 
-# For each backbone, each library's namer; the last linear layer, whose width is the number of classes, is
-# CLASSIFIER's.
+# By backbone and library: the function from a layer's path to its name there.
 NAMERS: dict[str, dict[str, Namer]] = {
     "resnet18": {"torchvision": _resnet, "timm": _resnet},
     "resnet50": {"torchvision": _resnet, "timm": _resnet},
@@ -125,6 +134,7 @@ NAMERS: dict[str, dict[str, Namer]] = {
         ),
     },
 }
+# The last linear layer of each backbone. Its width is the number of classes.
 CLASSIFIER = {name: ("head", "fc3" if name == "vgg16_bn" else "fc") for name in NAMERS}
 
 

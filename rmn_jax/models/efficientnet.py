@@ -1,9 +1,11 @@
 """EfficientNet-B0 (Tan and Le, 2019; torchvision's ``efficientnet_b0``).
 
-The stem P0 is the first convolution; the routed stages are the runs of blocks of one resolution: (16), (24),
-(40), (80, 112), (192, 320 and the 1x1 convolution to 1280). Each inverted bottleneck (MBConv) keeps its own
-squeeze-and-excitation, which belongs to the procedure like its convolutions. On 32x32 and 64x64 images the
-stem and the 24-channel stage keep stride 1. Axes as in ``rmn_jax``.
+The stem P0 is the first convolution. A routed stage has all blocks of one resolution. By channels the stages are (16),
+(24), (40), (80, 112), and (192, 320, and the 1x1 convolution to 1280). Each inverted bottleneck (MBConv) has its
+squeeze-and-excitation, which belongs to the procedure, as its convolutions do. On 32x32 and 64x64 images the stem and
+the stage of 24 channels have stride 1.
+
+Axes: B batch, H W height and width, C channels, K classes (see ``rmn_jax``).
 """
 
 import functools
@@ -12,14 +14,21 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from rmn_jax.dropout import Dropout, StochasticDepth
-from rmn_jax.layers import Layers, scaled
+from rmn_jax.models.dropout import Dropout, StochasticDepth
+from rmn_jax.models.layers import Layers, scaled
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing import global_average_pool
 
 
 class BlockSpec(NamedTuple):
-    """One MBConv: ``expansion`` of the input's channels, ``kernel`` side, ``strides``, ``features`` out."""
+    """Settings of one MBConv block.
+
+    Attributes:
+      expansion: factor on the channels of the input.
+      kernel: side of the depthwise kernel, in pixels.
+      strides: of the depthwise convolution.
+      features: channels out.
+    """
 
     expansion: int
     kernel: int
@@ -27,8 +36,7 @@ class BlockSpec(NamedTuple):
     features: int
 
 
-# (expansion, kernel, strides of the first, features) of each run of equal blocks and the run's length, by
-# routed stage.
+# For each routed stage its runs of equal blocks: (expansion, kernel, strides of the first block, features), length.
 STAGES = (
     (((1, 3, 1, 16), 1),),
     (((6, 3, 2, 24), 2),),
@@ -38,11 +46,11 @@ STAGES = (
 )
 STEM_FEATURES = 32
 HEAD_FEATURES = 1280
-STOCHASTIC_DEPTH = 0.2  # of the last block; the rate rises linearly from 0 at the first
+STOCHASTIC_DEPTH = 0.2  # rate of the last block; it rises linearly from 0 at the first
 
 
 class Stem(nn.Module):
-    """Image -> f_0: 3x3 convolution, norm, SiLU."""
+    """Image [B, H, W, 3] -> f_0 [B, H', W', 32]: 3x3 convolution, norm, SiLU."""
 
     strides: int
     layers: Layers
@@ -54,7 +62,15 @@ class Stem(nn.Module):
 
 
 class MBConv(nn.Module):
-    """1x1 expansion, depthwise, squeeze-and-excitation, 1x1 projection; a shortcut where shapes agree."""
+    """Inverted bottleneck: 1x1 expansion, depthwise convolution, squeeze-and-excitation, 1x1 projection.
+
+    It has a shortcut if output and input have the same shape.
+
+    Attributes:
+      spec: see ``BlockSpec``.
+      drop_rate: of stochastic depth, on the residual branch.
+      layers: constructors of its layers.
+    """
 
     spec: BlockSpec
     drop_rate: float
@@ -70,7 +86,7 @@ class MBConv(nn.Module):
             y = nn.silu(norm(name="expand_bn")(y))
         y = self.layers.depthwise((spec.kernel, spec.kernel), spec.strides, name="depthwise_conv")(y)
         y = nn.silu(norm(name="depthwise_bn")(y))
-        # A quarter of the block's own input channels, not of the expanded ones.
+        # A quarter of the channels of the block's input, not of the expanded channels.
         y = SqueezeExcitation(max(1, channels // 4), self.layers, name="se")(y)
         y = norm(name="project_bn")(conv(spec.features, (1, 1), name="project_conv")(y))
         if x.shape != y.shape:
@@ -79,7 +95,14 @@ class MBConv(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """``x sigmoid(W_2 silu(W_1 GAP(x) + b_1) + b_2)``, channel by channel, with the unit's own weights."""
+    """``x sigmoid(W_2 silu(W_1 GAP(x) + b_1) + b_2)`` for each channel.
+
+    When routed, the weights are those of each row's unit.
+
+    Attributes:
+      hidden: width of the hidden layer.
+      layers: constructors of its layers.
+    """
 
     hidden: int
     layers: Layers
@@ -93,7 +116,14 @@ class SqueezeExcitation(nn.Module):
 
 
 class Stage(nn.Module):
-    """MBConv blocks and, where ``head_features``, a 1x1 convolution with norm and SiLU."""
+    """MBConv blocks, and after them a 1x1 convolution with norm and SiLU if ``head_features`` is not None.
+
+    Attributes:
+      blocks: see ``BlockSpec``.
+      drop_rates: stochastic depth of each block.
+      head_features: output channels of the 1x1 convolution, or None.
+      layers: constructors of its layers.
+    """
 
     blocks: tuple[BlockSpec, ...]
     drop_rates: tuple[float, ...]
@@ -111,7 +141,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """Global average pool, dropout 0.2 and a linear layer: [B, H, W, C] -> [B, K] float32."""
+    """Global average pool, dropout and a linear layer: [B, H, W, C] -> [B, K] float32."""
 
     num_classes: int
     layers: Layers
@@ -125,25 +155,23 @@ class Head(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=init, name="fc")(x)
 
 
-def efficientnet_b0(num_classes: int, image_size: int, small_stem: str = "7x7") -> Backbone:
-    """EfficientNet-B0: a stem of 32 channels, five stages of 16, 24, 40, 112 and 1280 channels.
+def efficientnet_b0(num_classes: int, image_size: int) -> Backbone:
+    """EfficientNet-B0: a stem of 32 channels and five stages of 16, 24, 40, 112 and 1280 channels. No options.
 
     Args:
       num_classes: K.
-      image_size: up to 64 pixels, the stem and the second stage keep stride 1.
-      small_stem: a choice of ResNet's; this stem is 3x3 in any case.
+      image_size: in pixels; with 64 or less the stem and the second stage have stride 1.
     """
-    del small_stem
     return efficientnet(STAGES, num_classes, small=image_size <= 64)
 
 
 def efficientnet(stages: tuple, num_classes: int, *, small: bool) -> Backbone:
-    """An EfficientNet of these stages.
+    """An EfficientNet with the given stages.
 
     Args:
-      stages: as ``STAGES``: by stage its runs of blocks, by run its first block and its length.
+      stages: in the form of ``STAGES``: for each stage its runs, for each run its first block and its length.
       num_classes: K.
-      small: whether the stem and the second stage keep stride 1.
+      small: whether the stem and the second stage have stride 1.
     """
     total = sum(length for runs in stages for _, length in runs)
     parts, done = [], 0
@@ -160,7 +188,7 @@ def efficientnet(stages: tuple, num_classes: int, *, small: bool) -> Backbone:
 
 
 def _blocks(runs, keep_resolution: bool) -> tuple[BlockSpec, ...]:
-    """A stage's blocks, one by one: only the first of a run has its stride."""
+    """All blocks of a stage. Only the first block of a run has the stride of the run."""
     blocks = []
     for spec, length in runs:
         first = BlockSpec(*spec)

@@ -1,7 +1,9 @@
-"""ResNet (He et al., 2016): torchvision's ResNet-18 and ResNet-50, and a small one for tests and the demo.
+"""ResNet (He et al., 2016): torchvision's ResNet-18 and ResNet-50, and two small ones for CPUs.
 
-Routed stages are the network's own, split by downsampling. On 32x32 and 64x64 images the first two downsamplings
-are dropped: the 7x7 stem keeps stride 1 and there is no max-pool. Axes as in ``rmn_jax``.
+The routed stages are the four stages of the network, split by downsampling. On 32x32 and 64x64 images the first two
+downsamplings are dropped: the 7x7 stem has stride 1, and there is no max-pool.
+
+Axes: B batch, H W height and width, C channels, K classes (see ``rmn_jax``).
 """
 
 import functools
@@ -9,13 +11,22 @@ import functools
 import flax.linen as nn
 import jax
 
-from rmn_jax.layers import Layers
+from rmn_jax.errors import UserError
+from rmn_jax.models.layers import Layers
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing import global_average_pool
 
 
 class Stem(nn.Module):
-    """Image -> f_0: convolution, norm, ReLU, and a 3x3 max-pool of stride 2 where ``pool``."""
+    """Image [B, H, W, 3] -> f_0 [B, H', W', C]: convolution, norm, ReLU, and a 3x3 max-pool of stride 2 if ``pool``.
+
+    Attributes:
+      features: C.
+      kernel: side of the kernel, in pixels.
+      strides: of the convolution.
+      pool: whether the stem ends with the max-pool.
+      layers: constructors of its layers.
+    """
 
     features: int
     kernel: int
@@ -33,7 +44,14 @@ class Stem(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+    """Two 3x3 convolutions and a shortcut.
+
+    Attributes:
+      features: output channels.
+      strides: of the first convolution.
+      layers: constructors of its layers.
+      expansion: output channels over ``features``.
+    """
 
     features: int
     strides: int
@@ -49,7 +67,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride, as torchvision has it) and 1x1 convolutions and a shortcut."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut. The 3x3 convolution has the stride, as in torchvision.
+
+    Attributes:
+      features: channels of the first two convolutions.
+      strides: of the 3x3 convolution.
+      layers: constructors of its layers.
+      expansion: output channels over ``features``.
+    """
 
     features: int
     strides: int
@@ -73,7 +98,15 @@ def _shortcut(x, y, strides: int, layers: Layers):
 
 
 class Stage(nn.Module):
-    """``depth`` blocks, the first with the stage's stride."""
+    """Blocks of one resolution.
+
+    Attributes:
+      block: ``BasicBlock`` or ``Bottleneck``.
+      depth: number of blocks.
+      features: of each block.
+      strides: of the first block; the others have stride 1.
+      layers: constructors of its layers.
+    """
 
     block: type[nn.Module]
     depth: int
@@ -110,7 +143,22 @@ def resnet(
     stem_strides: int,
     pool: bool,
 ) -> Backbone:
-    """A ResNet of ``len(depths)`` stages whose channels double from ``width`` on."""
+    """A ResNet of ``len(depths)`` stages. The first has ``width`` channels, each further one twice as many.
+
+    Args:
+      block: ``BasicBlock`` or ``Bottleneck``.
+      depths: blocks in each stage.
+      width: channels of the first stage (before a bottleneck's expansion).
+      num_classes: K.
+      stem_kernel: side of the kernel of the stem's convolution, in pixels.
+      stem_strides: strides of the stem's convolution.
+      pool: whether the stem ends with a max-pool.
+
+    Raises:
+      UserError: a width below 1.
+    """
+    if width < 1:
+        raise UserError(f"model.width is {width}; it must be 1 or more (0 in a configuration: as published).")
     return Backbone(
         stem=functools.partial(Stem, width, stem_kernel, stem_strides, pool),
         stages=tuple(
@@ -121,6 +169,8 @@ def resnet(
 
 
 def _published(block, depths, num_classes: int, image_size: int, small_stem: str, width: int) -> Backbone:
+    if small_stem not in ("7x7", "3x3"):
+        raise UserError(f"unknown model.small_stem {small_stem!r}; use '7x7' or '3x3'.")
     small = image_size <= 64
     return resnet(
         block,
@@ -133,22 +183,35 @@ def _published(block, depths, num_classes: int, image_size: int, small_stem: str
     )
 
 
-def resnet10(num_classes: int, image_size: int, small_stem: str = "7x7", width: int = 64) -> Backbone:
-    """ResNet-10: four stages of one basic block; with a width of 16 what 2 CPU cores can train."""
+def resnet10(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
+    """ResNet-10: four stages of one basic block. Two CPU cores can train it with a width of 16.
+
+    Args:
+      num_classes: K.
+      image_size: in pixels; 64 or less drops the first two downsamplings.
+      small_stem: kernel of the stem on images of 64 pixels or less: "7x7" (the paper's multiply-adds) or "3x3".
+      width: channels of the first stage; they double from stage to stage.
+
+    Raises:
+      UserError: unknown stem, or a width below 1. The other ResNets raise it too.
+    """
     return _published(BasicBlock, (1, 1, 1, 1), num_classes, image_size, small_stem, width)
 
 
-def resnet18(num_classes: int, image_size: int, small_stem: str = "7x7", width: int = 64) -> Backbone:
-    """ResNet-18: four stages of two basic blocks, 64 to 512 channels."""
+def resnet18(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
+    """ResNet-18: four stages of two basic blocks, 64 to 512 channels. Arguments as in ``resnet10``."""
     return _published(BasicBlock, (2, 2, 2, 2), num_classes, image_size, small_stem, width)
 
 
-def resnet50(num_classes: int, image_size: int, small_stem: str = "7x7", width: int = 64) -> Backbone:
-    """ResNet-50: four stages of 3, 4, 6, 3 bottlenecks, 256 to 2048 channels."""
+def resnet50(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
+    """ResNet-50: four stages of 3, 4, 6, 3 bottlenecks, 256 to 2048 channels. Arguments as in ``resnet10``."""
     return _published(Bottleneck, (3, 4, 6, 3), num_classes, image_size, small_stem, width)
 
 
-def resnet8(num_classes: int, image_size: int, small_stem: str = "3x3", width: int = 16) -> Backbone:
-    """ResNet-8: three stages of one basic block, 16 to 64 channels, 3x3 stem; for the demo and tests."""
-    del image_size, small_stem
+def resnet8(num_classes: int, image_size: int, *, width: int = 16) -> Backbone:
+    """ResNet-8 for the demo and tests: three stages of one basic block, 16 to 64 channels, 3x3 stem for any image size.
+
+    ``width`` as in ``resnet10``.
+    """
+    del image_size
     return resnet(BasicBlock, (1, 1, 1), width, num_classes, stem_kernel=3, stem_strides=1, pool=False)

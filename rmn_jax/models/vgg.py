@@ -1,9 +1,11 @@
 """VGG-16 with batch norm (Simonyan and Zisserman, 2015; torchvision's ``vgg16_bn``).
 
-Stages are split by the five max-pools, each of which closes its block: the stem P0 is the first block (two
-convolutions of 64 channels), the other four are routed, the head is the three linear layers. On 64x64 images
-the first two pools are dropped; on 32x32 images none is. This gives the paper's parameter counts. Axes as in
-``rmn_jax``.
+Each of the five blocks ends with a max-pool, and a routed stage is one block. The stem P0 is the first block (two
+convolutions of 64 channels), the other four blocks are the routed stages, and the head is the three linear layers. On
+64x64 images the first two pools are dropped; on 32x32 images no pool is dropped. This gives the paper's parameter
+counts.
+
+Axes: B batch, H W height and width, C channels, K classes, L slots in a tile, V tiles (see ``rmn_jax``).
 """
 
 import functools
@@ -12,18 +14,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.dispatch import merge_tiles
-from rmn_jax.dropout import Dropout
 from rmn_jax.errors import UserError
-from rmn_jax.layers import Layers
+from rmn_jax.models.dropout import Dropout
+from rmn_jax.models.layers import Layers
 from rmn_jax.models.rmn import Backbone
+from rmn_jax.routing.layout import merge_tiles
 
 # Output channels of each block's convolutions.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class Block(nn.Module):
-    """3x3 convolutions, each with bias, norm and ReLU, and a 2x2 max-pool of stride 2 where ``pool``."""
+    """3x3 convolutions, each with bias, norm and ReLU, and then a 2x2 max-pool of stride 2 if ``pool``.
+
+    Attributes:
+      features: output channels of each convolution.
+      pool: whether the block ends with the max-pool.
+      layers: constructors of its layers.
+    """
 
     features: tuple[int, ...]
     pool: bool
@@ -38,13 +46,21 @@ class Block(nn.Module):
 
 
 def _halved(x: jax.Array) -> jax.Array:
-    """2x2 max-pool of stride 2 over height and width, whatever axes follow."""
+    """2x2 max-pool of stride 2: [B, H, W, C] -> [B, H/2, W/2, C]; in tiles [L, H, W, V, C] -> [L, H/2, W/2, V, C]."""
     pooled = nn.max_pool(merge_tiles(x), (2, 2), strides=(2, 2))
     return pooled.reshape(*pooled.shape[:3], *x.shape[3:])
 
 
 class Head(nn.Module):
-    """Average pool to ``grid`` squared, three linear layers with dropout: [B, H, W, C] -> [B, K] float32."""
+    """Average pool to a square map, and three linear layers with dropout: [B, H, W, C] -> [B, K] float32.
+
+    Attributes:
+      grid: height and width of the map that it pools to.
+      num_classes: K.
+      layers: tells dropout whether this is training, and has its keys.
+      width: of the two hidden layers.
+      dropout: rate after each hidden layer.
+    """
 
     grid: int
     num_classes: int
@@ -66,8 +82,8 @@ class Head(nn.Module):
 def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
     """Averages over windows that cover the map evenly: [B, H, W, C] -> [B, size, size, C].
 
-    Window i of a side of length n runs from floor(i n / size) to ceil((i + 1) n / size), as PyTorch has it:
-    windows overlap where n is no multiple of ``size``, and repeat pixels where n is smaller.
+    On a side of n pixels, window i runs from floor(i n / size) to ceil((i + 1) n / size), as in PyTorch. Windows
+    overlap if n is not a multiple of ``size``. They repeat pixels if n is smaller than ``size``.
     """
     for axis in (1, 2):
         n = x.shape[axis]
@@ -79,33 +95,33 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
 def vgg(
     blocks: tuple[tuple[int, ...], ...], num_classes: int, *, dropped_pools: int, grid: int, width: int = 4096
 ) -> Backbone:
-    """A VGG whose first block is the stem, of ``blocks`` of convolutions with these output channels.
+    """A VGG whose first block is the stem and whose other blocks are the routed stages.
 
     Args:
-      blocks: output channels, by block.
+      blocks: output channels of the convolutions of each block.
       num_classes: K.
-      dropped_pools: how many of the first blocks end without a pool.
-      grid: side of the map that the head pools to.
-      width: of the head's hidden linear layers.
+      dropped_pools: the number of first blocks without a pool.
+      grid: height and width of the map that the head pools to.
+      width: of the head's hidden layers.
     """
     parts = [functools.partial(Block, features, i >= dropped_pools) for i, features in enumerate(blocks)]
     head = functools.partial(Head, grid, num_classes, width=width)
     return Backbone(stem=parts[0], stages=tuple(parts[1:]), head=head)
 
 
-def vgg16_bn(num_classes: int, image_size: int, small_stem: str = "7x7") -> Backbone:
-    """VGG-16 with batch norm: a stem of 64 channels, four stages of 128 to 512, three linear layers.
+def vgg16_bn(num_classes: int, image_size: int) -> Backbone:
+    """VGG-16 with batch norm: a stem of 64 channels, four stages of 128 to 512 channels, three linear layers.
+
+    It has no options.
 
     Args:
       num_classes: K.
-      image_size: 32 pixels, all pools and a head on 1x1; up to 64, three pools and a head on 7x7; above, all
-        pools and a head on 7x7.
-      small_stem: a choice of ResNet's; VGG has no such stem.
+      image_size: in pixels. With 32 all five pools, and a head on a 1x1 map; with 33 to 64 three pools, and a head on a
+        7x7 map; above 64 all five pools, and a head on a 7x7 map.
 
     Raises:
-      UserError: images of less than 32 pixels, which five pools leave nothing of.
+      UserError: images of less than 32 pixels: five pools would leave no pixel.
     """
-    del small_stem
     if image_size < 32:
         raise UserError(f"vgg16_bn halves the image five times: {image_size} pixels are too few, use 32 or more.")
     small = 32 < image_size <= 64

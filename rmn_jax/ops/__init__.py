@@ -1,24 +1,27 @@
-"""The routed primitives on batches sorted by unit or laid out in tiles: the home of hand-written performance code."""
+"""Routed primitives on batches sorted by unit or laid out in tiles. All hand-written performance code is here."""
 
-from rmn_jax.ops.conv import BACKENDS, conv, default_backend, routed_conv
+from rmn_jax.ops.choose import BACKENDS, backend_name, folded_form, wants_tiles
+from rmn_jax.ops.conv import conv, routed_conv
 from rmn_jax.ops.depthwise import depthwise, routed_depthwise
-from rmn_jax.ops.norm import affine, batch_moments, normalize, scale_and_shift
-from rmn_jax.ops.prepared import choose_form, prepare, prepared_conv
+from rmn_jax.ops.fold import fold_kernel, folded_conv
+from rmn_jax.ops.norm import affine, batch_moments, normalize, scale_and_shift, take_unit
 from rmn_jax.ops.window import Window
 
 __all__ = [
     "BACKENDS",
     "Window",
     "affine",
+    "backend_name",
     "batch_moments",
-    "choose_form",
     "conv",
-    "default_backend",
     "depthwise",
+    "fold_kernel",
+    "folded_conv",
+    "folded_form",
     "normalize",
-    "prepare",
-    "prepared_conv",
     "routed_conv",
     "routed_depthwise",
     "scale_and_shift",
+    "take_unit",
+    "wants_tiles",
 ]

@@ -1,14 +1,14 @@
-"""Depthwise convolution as a sum of shifted products, plain and with one kernel a unit.
+"""Depthwise convolution as a sum of shifted products, plain and with one kernel for each unit.
 
     y[b, h, w, c] = sum over taps (i, j) of x[b, s h + i - p, s w + j - p, c] k[b, i, j, c]
 
-A tap multiplies each channel by one number, so a row's own kernel costs no more than a shared one: for sorted rows
-routed and plain are the same function, the plain one with a kernel of one row. XLA:CPU is many times slower at its
-grouped convolution than at these products (``docs/backbones.md`` has figures). On other platforms the plain layer is
-that grouped convolution, which reads its input once, where the products' gradient reads it once for every second tap;
-and so is the routed layer of a stage in tiles, which is a plain one of more channels.
+A tap multiplies each channel by one number, so one kernel for each row costs no more than a shared one. For sorted
+rows, routed and plain are therefore the same function; the plain one has a kernel of one row. XLA:CPU's grouped
+convolution is many times slower than these products (``docs/backbones.md`` has figures). On other platforms the plain
+layer is the grouped convolution: it reads its input once, where the gradient of the products reads it once for every
+second tap. A routed layer in tiles is a plain layer with more channels.
 
-Axes: B inputs, N units, H W, C channels (see ``rmn_jax``).
+Axes: B batch, N units, H W height and width, C channels (see ``rmn_jax``).
 """
 
 import functools
@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
-from rmn_jax.ops.norm import of_own_unit
+from rmn_jax.ops.conv import check_routed
+from rmn_jax.ops.norm import take_unit
 from rmn_jax.ops.window import Window, convolve
+from rmn_jax.routing.layout import Sorted, Tiles, merge_tiles
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | None = None) -> jax.Array:
@@ -28,8 +29,8 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
     Args:
       x: [B, H, W, C].
       kernel: [kh, kw, 1, C].
-      strides: step in both directions, in pixels.
-      padding: zeros on every side; None means ``kh // 2``.
+      strides: in both directions, in pixels.
+      padding: zeros on every side, in pixels; None means ``kh // 2``.
 
     Returns:
       [B, OH, OW, C] in x's dtype; products are summed in float32.
@@ -46,31 +47,27 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
 
 
 def routed_depthwise(
-    x: jax.Array, kernel: jax.Array, plan: RoutePlan | Tiles, *, strides: int = 1, padding: int | None = None
+    x: jax.Array, kernel: jax.Array, layout: Sorted | Tiles, *, strides: int = 1, padding: int | None = None
 ) -> jax.Array:
-    """Depthwise convolution of each row with its own unit's kernel.
+    """Depthwise convolution of each row with the kernel of its unit.
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it.
+      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
       kernel: [N, kh, kw, 1, C].
-      plan: the stage's route plan or tiles.
+      layout: the stage's layout.
       strides: as in ``depthwise``.
       padding: as in ``depthwise``.
 
     Returns:
-      [B, OH, OW, C] or [L, OH, OW, V, C] in x's dtype, as x is arranged.
+      [B, OH, OW, C] or [L, OH, OW, V, C] in x's dtype, in the layout of x.
 
     Raises:
       ValueError: shapes that do not fit.
     """
-    channels, arranged = x.shape[-1], x.ndim == (5 if isinstance(plan, Tiles) else 4)
-    if not arranged or kernel.ndim != 5 or kernel.shape[3:] != (1, channels) or kernel.shape[0] != plan.num_units:
-        raise ValueError(
-            f"kernel {kernel.shape} does not fit x {x.shape} and {plan.num_units} units; want [N, kh, kw, 1, C]"
-        )
-    rows = of_own_unit(kernel.reshape(plan.num_units, -1), plan)
-    rows = rows.reshape(-1, *kernel.shape[1:3], channels)
-    if not isinstance(plan, Tiles):
+    check_routed(x, kernel, layout, (1, x.shape[-1]))
+    rows = take_unit(kernel.reshape(layout.num_units, -1), layout)
+    rows = rows.reshape(-1, *kernel.shape[1:3], x.shape[-1])
+    if not isinstance(layout, Tiles):
         return _taps(Window.make(kernel.shape[1], kernel.shape[2], strides, padding), x, rows)
     # Tiles side by side are one plain layer of V C channels.
     wide = jnp.moveaxis(rows, 0, 2).reshape(*kernel.shape[1:3], 1, -1)
@@ -92,7 +89,7 @@ def _taps(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _view(padded, tap: tuple[int, int], size: tuple[int, int], strides: int) -> jax.Array:
-    """What a tap (i, j) sees: every ``strides``-th pixel from (i, j) on, ``size`` = (OH, OW) of them."""
+    """The pixels that a tap (i, j) sees: every ``strides``-th from (i, j) on, ``size`` = (OH, OW) of them."""
     (i, j), (height, width) = tap, size
     last_row, last_column = i + (height - 1) * strides + 1, j + (width - 1) * strides + 1
     return padded[:, i:last_row:strides, j:last_column:strides]
@@ -109,7 +106,7 @@ def _taps_backward(window, residuals, cotangent):
 
 
 def _input_gradient(window: Window, dy: jax.Array, kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """[B, OH, OW, C] -> [B, H, W, C]: the same taps, turned by 180 degrees, over the spread-out cotangent."""
+    """[B, OH, OW, C] -> [B, H, W, C]: the same taps, rotated by 180 degrees, over the dilated cotangent."""
     sides = []
     for length, reach, out, (low, _) in zip(
         shape[1:3], (window.height, window.width), dy.shape[1:3], window.padding, strict=True
@@ -123,7 +120,7 @@ def _input_gradient(window: Window, dy: jax.Array, kernel: jax.Array, shape: tup
 
 
 def _kernel_gradient(window: Window, x: jax.Array, dy: jax.Array, kernel: jax.Array) -> jax.Array:
-    """For each row and tap a sum over pixels; rows that share a kernel [1, kh, kw, C] are then added up."""
+    """A sum over pixels for each row and tap; rows that share a kernel [1, kh, kw, C] are then summed."""
     padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     if jax.default_backend() == "cpu":
         rows = lax.map(functools.partial(_taps_of_row, window), (padded, dy))
@@ -142,9 +139,8 @@ def _kernel_gradient(window: Window, x: jax.Array, dy: jax.Array, kernel: jax.Ar
 def _taps_of_row(window: Window, row: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Padded image [H, W, C] and cotangent [OH, OW, C] -> [kh kw, C] float32.
 
-    XLA:CPU adds up pixels one channel at a time, at a stride of C. A product with ones does it for all
-    channels at once, and one image's products stay in the cache: 7-8 times faster than the sum over the whole
-    batch.
+    XLA:CPU sums pixels one channel at a time, with a stride of C. A matrix product with ones sums all channels at
+    once, and the products of one image stay in the cache: 7-8 times faster than the sum over the whole batch.
     """
     padded, dy = (side.astype(jnp.float32)[None] for side in row)
     height, width, channels = dy.shape[1:]

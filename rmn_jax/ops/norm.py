@@ -1,52 +1,63 @@
-"""Batch normalisation over each unit's own inputs, by segment sums on a batch sorted by unit or laid out in tiles.
+"""Batch normalisation over the inputs of each unit, by segment sums on a batch sorted by unit or laid out in tiles.
 
-Axes: B inputs, N units, H W, C channels (see ``rmn_jax``), L inputs to a tile, V tiles (see ``rmn_jax.dispatch``).
+Axes: B batch, N units, H W height and width, C channels, L slots in a tile, V tiles (see ``rmn_jax``).
 """
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.dispatch import RoutePlan, Tiles, merge_tiles
+from rmn_jax.routing.layout import Layout, Sorted, Tiles, assert_in_layout, merge_tiles
 
 
 class Moments(NamedTuple):
-    """``mean`` and ``variance`` (biased), [C] or [N, C] float32, and ``values``, [] or [N]: how many were averaged."""
+    """Batch statistics of each unit.
+
+    Attributes:
+      mean: [C] or [N, C] float32.
+      variance: biased, as ``mean``.
+      values: [] or [N] float32, how many values (rows times pixels) were averaged.
+    """
 
     mean: jax.Array
     variance: jax.Array
     values: jax.Array
 
 
-def batch_moments(x: jax.Array, plan: RoutePlan | Tiles | None, axis_name: str | None = None) -> Moments:
-    """Mean and biased variance over the global batch and all positions, of each unit's inputs alone.
+def batch_moments(x: jax.Array, layout: Layout, axis_name: str | None = None) -> Moments:
+    """Mean and biased variance over the global batch and all pixels, for the inputs of each unit.
 
-    One reduction over devices carries (sum, sum of squares, count) together.
+    One reduction over devices carries sum, sum of squares and count together.
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it.
-      plan: the stage's plan or tiles; None takes the batch as one group (the plain layer).
+      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
+      layout: the stage's layout; None takes the batch as one group (the plain layer).
       axis_name: mesh axis to sum over, or None on one device.
 
     Returns:
-      Moments of shape [N, C] with a plan, [C] without. A unit without inputs has 0 values, mean 0, variance 0.
+      Moments of shape [N, C] with a layout, [C] without. A unit without inputs has 0 values, mean 0, variance 0.
+
+    Raises:
+      AssertionError: ``x`` is not in ``layout``.
     """
+    assert_in_layout(x, layout)
     x = x.astype(jnp.float32)
-    positions = x.shape[1] * x.shape[2]
-    if plan is None:
+    pixels = x.shape[1] * x.shape[2]
+    if layout is None:
         # A column for the count lets one reduction carry all three.
-        count = jnp.full((1,), x.shape[0] * positions, jnp.float32)
+        count = jnp.full((1,), x.shape[0] * pixels, jnp.float32)
         sums = jnp.concatenate([jnp.sum(x, (0, 1, 2)), jnp.sum(x * x, (0, 1, 2)), count])
     else:
         wide = merge_tiles(x)  # XLA fuses more with it
         each = [jnp.sum(values, (1, 2)).reshape(-1, *x.shape[3:]) for values in (wide, wide * wide)]
         rows = jnp.concatenate(each, axis=-1)
-        if isinstance(plan, Tiles):
-            rows = jnp.sum(jnp.where(plan.owned[..., None], rows, 0.0), axis=0)
-        member = jax.nn.one_hot(plan.unit, plan.num_units, axis=0, dtype=jnp.float32)
+        if isinstance(layout, Tiles):
+            rows = jnp.sum(jnp.where(layout.valid[..., None], rows, 0.0), axis=0)
+        member = jax.nn.one_hot(layout.unit, layout.num_units, axis=0, dtype=jnp.float32)
         sums = jnp.matmul(member, rows, precision=jax.lax.Precision.HIGHEST)
-        sums = jnp.concatenate([sums, (plan.sizes * positions).astype(jnp.float32)[:, None]], axis=-1)
+        sums = jnp.concatenate([sums, (layout.group_sizes * pixels).astype(jnp.float32)[:, None]], axis=-1)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
     total, squares, count = jnp.split(sums, [x.shape[-1], 2 * x.shape[-1]], axis=-1)
@@ -56,53 +67,55 @@ def batch_moments(x: jax.Array, plan: RoutePlan | Tiles | None, axis_name: str |
     return Moments(mean, variance, count[..., 0])
 
 
-def normalize(x, mean, variance, scale, bias, plan: RoutePlan | Tiles | None, epsilon: float) -> jax.Array:
-    """``(x - mean) / sqrt(variance + epsilon) * scale + bias`` with each row's own unit's vectors.
+def normalize(x, mean, variance, scale, bias, layout: Layout, epsilon: float) -> jax.Array:
+    """``(x - mean) / sqrt(variance + epsilon) * scale + bias``, with the vectors of each row's unit.
 
     Args:
-      x: [B, H, W, C], sorted by ``plan``, or [L, H, W, V, C], laid out by it.
-      mean: [N, C] float32 with a plan, [C] without.
-      variance: alike.
-      scale: alike.
-      bias: alike.
-      plan: the stage's plan or tiles, or None.
+      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
+      mean: [N, C] float32 with a layout, [C] without.
+      variance: as ``mean``.
+      scale: as ``mean``.
+      bias: as ``mean``.
+      layout: the stage's layout, or None.
       epsilon: added to the variance.
 
     Returns:
-      As x, in its dtype.
+      As x, in x's dtype.
     """
-    return scale_and_shift(x, *affine(mean, variance, scale, bias, epsilon), plan)
+    return scale_and_shift(x, *affine(mean, variance, scale, bias, epsilon), layout)
 
 
 def affine(mean, variance, scale, bias, epsilon: float) -> tuple[jax.Array, jax.Array]:
-    """The factor and shift, each of their shape, by which ``normalize`` is one multiplication and one addition."""
+    """Factor and shift that make ``normalize`` one multiplication and one addition; shapes as ``mean``."""
     factor = scale * jax.lax.rsqrt(variance + epsilon)
     return factor, bias - mean * factor
 
 
-def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, plan: RoutePlan | Tiles | None) -> jax.Array:
-    """``x * factor + shift`` with each row's own unit's vectors, [N, C] with a plan, [C] without; in x's dtype."""
-    if plan is not None:
-        factor, shift = broadcast_to_rows(factor, plan), broadcast_to_rows(shift, plan)
+def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, layout: Layout) -> jax.Array:
+    """``x * factor + shift``, with the vectors of each row's unit ([N, C], or [C] without a layout); in x's dtype."""
+    assert_in_layout(x, layout)
+    if layout is not None:
+        chex.assert_shape([factor, shift], (layout.num_units, x.shape[-1]))
+        factor, shift = broadcast_to_rows(factor, layout), broadcast_to_rows(shift, layout)
     return (merge_tiles(x).astype(jnp.float32) * factor + shift).astype(x.dtype).reshape(x.shape)
 
 
-def broadcast_to_rows(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
-    """Each row's own unit's vector, as it goes with the rows: [N, C] -> [B, 1, 1, C], or [L, 1, 1, V C] for tiles.
+def broadcast_to_rows(values: jax.Array, layout: Sorted | Tiles) -> jax.Array:
+    """The vector of each row's unit, to broadcast over pixels: [N, C] -> [B, 1, 1, C], or [L, 1, 1, V C] in tiles.
 
-    Zeros at places that are nobody's: a unit without inputs would magnify what is there norm by norm, past all numbers.
+    Padding gets zeros. The norms of a unit without inputs would otherwise magnify padding until it overflows.
     """
-    own = of_own_unit(values, plan)
-    if isinstance(plan, Tiles):
-        own = jnp.where(plan.owned[..., None], own, 0.0).reshape(len(plan.rows), -1)
-    return own[:, None, None, :]
+    rows = take_unit(values, layout)
+    if isinstance(layout, Tiles):
+        rows = jnp.where(layout.valid[..., None], rows, 0.0).reshape(len(layout.row_of_slot), -1)
+    return rows[:, None, None, :]
 
 
-def of_own_unit(values: jax.Array, plan: RoutePlan | Tiles) -> jax.Array:
-    """Each sorted row's, or each tile's, own unit's vector: [N, C] -> [B, C] or [V, C].
+def take_unit(values: jax.Array, layout: Sorted | Tiles) -> jax.Array:
+    """The vector of the unit of each sorted row, or of each tile: [N, C] -> [B, C] or [V, C].
 
-    A product with the one-hot membership, not a gather: its gradient is then a product as well, where the
-    gather's would be a scatter-add, slow and on some devices not reproducible.
+    A product with the one-hot membership, not a gather. Its gradient is then a product as well. A gather's would be a
+    scatter-add, which is slow and on some devices not reproducible.
     """
-    member = jax.nn.one_hot(plan.unit, plan.num_units, dtype=values.dtype)
+    member = jax.nn.one_hot(layout.unit, layout.num_units, dtype=values.dtype)
     return jnp.matmul(member, values, precision=jax.lax.Precision.HIGHEST)

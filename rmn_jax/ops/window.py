@@ -1,6 +1,6 @@
-"""One kernel's convolution and its gradients, as single XLA operations that fit into a loop body.
+"""Convolution with one kernel, and its gradients, as single XLA operations that fit into a loop body.
 
-Axes: B inputs, H W, C channels in, O channels out (see ``rmn_jax``).
+Axes: B batch, H W height and width, C channels in, O channels out (see ``rmn_jax``).
 """
 
 from typing import NamedTuple
@@ -13,7 +13,14 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Window(NamedTuple):
-    """A square-strided window: kernel ``height`` and ``width``, ``strides``, and ``padding`` by side, in pixels."""
+    """Geometry of a convolution, in pixels.
+
+    Attributes:
+      height: of the kernel.
+      width: of the kernel.
+      strides: in both directions.
+      padding: zeros as ((top, bottom), (left, right)).
+    """
 
     height: int
     width: int
@@ -22,18 +29,18 @@ class Window(NamedTuple):
 
     @classmethod
     def make(cls, height: int, width: int, strides: int, padding: int | None) -> "Window":
-        """A window whose sides are padded alike, by half the kernel where ``padding`` is None."""
+        """A window with the same padding on all sides, half the kernel if ``padding`` is None."""
         vertical, horizontal = (height // 2, width // 2) if padding is None else (padding, padding)
         return cls(height, width, strides, ((vertical, vertical), (horizontal, horizontal)))
 
     @property
     def pointwise(self) -> bool:
-        """True for a 1x1 kernel on every pixel: a matrix product over rows of pixels."""
+        """Whether it is a 1x1 kernel on every pixel: a matrix product over pixels."""
         return (self.height, self.width, self.strides, self.padding) == (1, 1, 1, ((0, 0), (0, 0)))
 
 
 def subsampled(x: jax.Array, window: Window) -> tuple[jax.Array, Window]:
-    """A strided 1x1 convolution reads one pixel in ``strides``: take those, and the rest is pointwise."""
+    """A strided 1x1 convolution reads every ``strides``-th pixel: takes those pixels, and leaves a pointwise window."""
     unpadded_point = window.height == window.width == 1 and window.padding == ((0, 0), (0, 0))
     if not unpadded_point or window.strides == 1:
         return x, window
@@ -41,7 +48,7 @@ def subsampled(x: jax.Array, window: Window) -> tuple[jax.Array, Window]:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int = 1) -> jax.Array:
-    """[B, H, W, C] with [kh, kw, C / groups, O] -> [B, OH, OW, O]; channels in and out are in so many groups."""
+    """[B, H, W, C] with [kh, kw, C / groups, O] -> [B, OH, OW, O], with the channels in ``groups``."""
     if window.pointwise and groups == 1:
         return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
     strides = (window.strides, window.strides)
@@ -53,7 +60,7 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window, groups: int = 1) -
 def input_gradient(dy: jax.Array, kernel: jax.Array, window: Window, shape: tuple[int, ...]) -> jax.Array:
     """[B, OH, OW, O] with [kh, kw, C, O] -> [B, H, W, C], where ``shape`` is the input's.
 
-    The transpose as JAX writes it: what XLA:GPU hands to cuDNN's backward convolution, in a loop's body too.
+    JAX's own transpose. XLA:GPU maps it to cuDNN's backward convolution, inside a loop body too.
     """
     x = jax.ShapeDtypeStruct(shape, dy.dtype)
     return jax.linear_transpose(lambda x: convolve(x, kernel, window), x)(dy)[0]

@@ -1,4 +1,4 @@
-"""A headless Chromium driven over its DevTools pipe, with the standard library alone."""
+"""A headless Chromium, controlled through its DevTools pipe with the standard library only."""
 
 import fcntl
 import json
@@ -9,7 +9,7 @@ import subprocess
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SECONDS = 60  # for any answer; a first start on a busy machine is slow
+SECONDS = 60  # timeout of any answer; the first start on a busy machine is slow
 
 
 def find() -> str | None:
@@ -17,10 +17,13 @@ def find() -> str | None:
 
 
 class Browser:
-    """One page. ``events`` holds everything the browser told, in order.
+    """A browser with one page.
 
     Args:
       profile: an empty folder.
+
+    Attributes:
+      events: all messages from the browser, in order.
     """
 
     def __init__(self, profile):
@@ -55,7 +58,7 @@ class Browser:
     def __exit__(self, *exception):
         try:
             os.write(self._write, json.dumps({"id": 0, "method": "Browser.close"}).encode() + b"\0")
-            self._process.wait(SECONDS)  # it removes its temporary files
+            self._process.wait(SECONDS)  # until it has removed its temporary files
         except (OSError, subprocess.TimeoutExpired):
             self._process.kill()
             self._process.wait()
@@ -74,7 +77,7 @@ class Browser:
         return answer["result"]
 
     def open(self, url: str, width: int = 1280, height: int = 800, dark: bool = False) -> None:
-        """Loads a page at a width in pixels, in the light or dark colours, and waits until it has loaded."""
+        """Loads a page with this window size in pixels, in the light or dark colours, and waits until it has loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -90,11 +93,11 @@ class Browser:
         return answer["result"].get("value")
 
     def requests(self) -> list[str]:
-        """The addresses that pages asked for."""
+        """The addresses that pages requested."""
         return [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
     def complaints(self) -> list[dict]:
-        """Exceptions, warnings and errors on the console, and what the browser logged of its own."""
+        """Exceptions, warnings and errors on the console, and entries of the browser's log."""
         loud = [e for e in self.events if e.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")]
         return loud + [
             e
@@ -114,5 +117,5 @@ class Browser:
             if not select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise TimeoutError(f"the browser did not answer within {SECONDS} seconds")
             part = os.read(self._read, 1 << 20)
-            assert part, "the browser ended"
+            assert part, "the browser has exited"
             self._unread += part

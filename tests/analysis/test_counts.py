@@ -1,4 +1,4 @@
-"""Counts by hand for a network of a few layers; published ones for the backbones are in ``test_table.py``."""
+"""Counts by hand of a network with a few layers. ``test_table.py`` compares the backbones with published counts."""
 
 import functools
 
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from rmn_jax.analysis.counts import count_multiply_adds, count_parameters, trace_shapes
-from rmn_jax.dropout import Dropout
-from rmn_jax.layers import Layers
 from rmn_jax.models import RMN, Backbone, initialise
+from rmn_jax.models.dropout import Dropout
+from rmn_jax.models.layers import Layers
 
 
 class Stem(nn.Module):
@@ -40,12 +40,12 @@ class Head(nn.Module):
 
 network = functools.partial(RMN, Backbone(Stem, (Stage,), Head), 4)
 
-# On 8x8 images. Stem: 4x4 outputs, 3 x 3 x 3 products for each of 16 channels. Stage: 4x4x16 outputs of 25
-# products, then 2x2x32 of 16. Head: 10 outputs of 32.
+# On 8x8 images. Stem: 4x4x16 outputs with 3 x 3 x 3 products each. Stage: 4x4x16 outputs with 25 products each, then
+# 2x2x32 with 16. Head: 10 outputs with 32.
 STEM, STAGE, HEAD = 16 * 27 * 16, 16 * 16 * 25 + 4 * 32 * 16, 320
-# Memory: N = 4 distances over 16 channels. Attention: 32 -> 2, and 2 (with condition: 2 + 4) -> 32.
+# Memories: N = 4 distances over 16 channels. Attention: 32 -> 2, and 2 -> 32 (with the condition 2 + 4 -> 32).
 DISTANCES, SE, CONDITION = 64, 64 + 64, 4 * 32
-# Parameters: kernels and bias of the stem; depthwise, 1x1 and a norm's two vectors; head with bias.
+# Parameters. Stem: kernel and bias. Stage: depthwise and 1x1 kernels, two vectors of the norm. Head: with bias.
 STEM_VALUES, STAGE_VALUES, HEAD_VALUES = 27 * 16 + 16, 25 * 16 + 16 * 32 + 64, 330
 
 
@@ -77,15 +77,15 @@ def test_counts_by_hand(settings, operations, values):
     assert count_parameters(trace_shapes(model, 8).variables) == values
 
 
-def test_multiply_adds_are_for_one_image_whatever_the_batch():
+def test_multiply_adds_are_for_one_image_at_any_batch_size():
     assert trace_shapes(network(), 8, batch=6).multiply_adds == count_multiply_adds(network(), 8)
 
 
-def test_arrays_count_as_their_shapes_do():
+def test_arrays_have_the_same_count_as_their_shapes():
     images = jnp.zeros((1, 8, 8, 3))
     variables = initialise(network(routed=False), jax.random.key(0), images)
     assert count_parameters(variables) == STEM_VALUES + STAGE_VALUES + HEAD_VALUES
 
 
-def test_training_draws_what_it_drops():
+def test_shapes_in_training_mode_include_dropout():
     assert trace_shapes(network(), 8, train=True).outputs.logits.shape == (1, 10)

@@ -1,4 +1,4 @@
-"""The page of a made-up study: whole, self-contained, escaped, and loaded by a real browser."""
+"""The page of a study of random images: complete, self-contained, escaped, and loaded by a real browser."""
 
 import json
 import re
@@ -10,13 +10,16 @@ import pytest
 
 from rmn_jax.analysis import charts, measures, report
 from rmn_jax.analysis.memories import Nearest
-from rmn_jax.analysis.study import Study, read_metrics, stages
+from rmn_jax.analysis.study import Study, stage_results
+from rmn_jax.training.progress import read_metrics
 
 NASTY = ('<script>alert("1")</script>', "cat & dog", 'it\'s "quoted"', "grüne Äpfel", "猫", "a" * 60)
 
 
-def made_up(num_stages=2, num_units=3, top=4, classes=NASTY, side=8, examples=120, epochs=5, dead=((1, 2),)) -> Study:
-    """A study of random images; ``dead`` lists the (stage, unit) that get none."""
+def random_study(
+    num_stages=2, num_units=3, top=4, classes=NASTY, side=8, examples=120, epochs=5, dead=((1, 2),)
+) -> Study:
+    """A study of random images; ``dead`` lists the (stage, unit) that receive none."""
     rng = np.random.default_rng(0)
     label = np.arange(examples) % len(classes)
     assignment = (rng.integers(0, 2, (num_stages, examples)) + label * num_units // len(classes)) % num_units
@@ -52,7 +55,7 @@ def made_up(num_stages=2, num_units=3, top=4, classes=NASTY, side=8, examples=12
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, the plain text, and whether every element was closed."""
+    """A parsed page: elements with attributes, and the plain text. Asserts that every element is closed."""
 
     VOID = ("meta", "img", "br", "link", "input")
 
@@ -78,13 +81,13 @@ class Page(HTMLParser):
         self.texts.append(data)
 
     def named(self, tag, part=""):
-        """Attributes of all elements of this name that have the class, or any."""
+        """Attributes of all elements of this name; with ``part``, of those that have this class."""
         return [x for name, x in self.elements if name == tag and (not part or part in x.get("class", "").split())]
 
 
 @pytest.fixture(scope="module")
 def html():
-    return report.to_html(made_up())
+    return report.to_html(random_study())
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def page(html):
     return Page(html)
 
 
-def test_nothing_points_outside(html, page):
+def test_the_page_refers_to_nothing_outside_itself(html, page):
     assert re.findall(r"https?:|@import", html) == []
     for _, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
@@ -103,8 +106,8 @@ def test_nothing_points_outside(html, page):
     assert {found["href"].removeprefix("#") for found in page.named("a")} <= ids
 
 
-def test_names_are_text(html, page):
-    assert len(page.named("script")) == 1  # our own, and none of the class name's
+def test_names_are_escaped(html, page):
+    assert len(page.named("script")) == 1  # the page's own script, not that in the class name
     words = "".join(page.texts)
     titles = [attributes.get("title", "") for _, attributes in page.elements]
     for name in NASTY:
@@ -114,8 +117,8 @@ def test_names_are_text(html, page):
     assert "97.00%" in words
 
 
-def test_every_unit_is_there_with_its_share_and_images(page):
-    study = made_up()
+def test_every_unit_is_shown_with_its_share_and_images(page):
+    study = random_study()
     words = "".join(page.texts)
     assert len(page.named("article", "unit")) == 2 * 3
     assert len(page.named("img")) == 2 * 3 * 4
@@ -129,16 +132,16 @@ def test_every_unit_is_there_with_its_share_and_images(page):
 
 
 def test_dead_units_are_marked(page):
-    assert "".join(page.texts).count("dead PU") >= 2  # the header's count and the unit's own
+    assert "".join(page.texts).count("dead unit") >= 2  # the count in the header, and the unit itself
     marked = ["dead" in found["class"].split() for found in page.named("article", "unit")]
-    assert marked == [False] * 5 + [True]  # stage 2, unit 3
+    assert marked == [False] * 5 + [True]  # unit 3 of stage 2
     assert len(page.named("text", "dead")) == 1
-    alive = Page(report.to_html(made_up(dead=())))
+    alive = Page(report.to_html(random_study(dead=())))
     assert not alive.named("article", "dead") and not alive.named("text", "dead")
 
 
-def test_images_taken_by_another_memory_are_marked(page):
-    study = made_up()
+def test_images_that_go_to_another_unit_are_marked(page):
+    study = random_study()
     for image, (stage, unit, _) in zip(page.named("img"), np.ndindex(2, 3, 4), strict=True):
         other = study.assignment[stage, int(image["data-image"])] != unit
         assert (image.get("class") == "other") == (other and (stage, unit) != (1, 2))
@@ -166,9 +169,9 @@ def test_heat_map_orders_classes_by_their_unit():
     labels = [text for text in drawn.texts if text in "abcd"]
     assert labels == ["d", "b", "c", "a"]
     assert "a\nunit 1: 10.0%\nunit 2: 90.0%" in drawn.texts
-    # Shares 0.1 (twice), 0.2, 0.8, 0.9 (twice), 1: five strengths, and none for the class that unit 1 never gets.
-    strengths = [float(found["fill-opacity"]) for found in drawn.named("path", "heat")]
-    assert strengths == [0.1, 0.2, 0.8, 0.9, 1.0]
+    # Shares 0.1 (twice), 0.2, 0.8, 0.9 (twice), 1: five levels, and no cell for the class that unit 1 never receives.
+    levels = [float(found["fill-opacity"]) for found in drawn.named("path", "heat")]
+    assert levels == [0.1, 0.2, 0.8, 0.9, 1.0]
     assert sum(found["d"].count("M") for found in drawn.named("path", "heat")) == 7
 
 
@@ -181,7 +184,7 @@ def test_heat_map_labels_as_many_classes_as_fit():
     assert 40 <= labels(200) <= 60
 
 
-def test_large_images_shrink_and_small_ones_keep_their_pixels():
+def test_large_images_are_scaled_down_and_small_ones_keep_their_pixels():
     small = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     assert np.array_equal(_decoded(charts.data_uri(small)), small)
     assert _decoded(charts.data_uri(np.zeros((224, 112, 3), np.uint8))).shape == (96, 48, 3)
@@ -203,13 +206,13 @@ def test_in_words():
     names = ("class", "colour", "edges")
     say = lambda *found: report.in_words(dict(zip(names, found, strict=True)))  # noqa: E731
     assert say(nothing, nothing, nothing).startswith("None of the three")
-    assert say(much, nothing, nothing) == "Follows class; the others say no more than chance."
-    assert say(some, much, nothing) == "Follows mean colour most, then class."
-    assert say(some, some, much) == "Follows edge energy most, then class and mean colour."
+    assert say(much, nothing, nothing) == "Explained by class; the others explain no more than chance."
+    assert say(some, much, nothing) == "Explained best by mean colour, then by class."
+    assert say(some, some, much) == "Explained best by edge energy, then by class and mean colour."
 
 
 def test_files_and_numbers(tmp_path):
-    study = made_up()
+    study = random_study()
     result = report.write(study, tmp_path)
     assert result["figures"] == [str(tmp_path / "figures" / name) for name in ("memories.png", "report.html")]
     stored = json.loads((tmp_path / "routing.json").read_text())["stages"]
@@ -220,25 +223,28 @@ def test_files_and_numbers(tmp_path):
         for found in brief["information"].values():
             assert set(found) == {"nats", "chance", "chance_95", "share"}
             assert 0 <= found["nats"] <= brief["entropy"] + 1e-9
-    assert stages(study) == result["stages"]
+    assert stage_results(study) == result["stages"]
 
 
-def test_a_run_without_routed_epochs_has_no_load_chart(tmp_path):
-    page = Page(report.to_html(made_up(epochs=0)))
+def test_a_run_without_routed_epochs_has_no_load_chart():
+    page = Page(report.to_html(random_study(epochs=0)))
     assert not page.named("svg", "load") and page.named("svg", "heatmap")
+
+
+def test_a_line_of_the_metrics_that_is_being_written_is_left_out(tmp_path):
     assert read_metrics(tmp_path / "absent.jsonl") == []
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1}\n{"step": 2, "epoch": 2}\n{"ste')
+    assert [line["epoch"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
-def many():
-    """As large as such a page gets: four stages of eight units, eight photographs each, 200 classes, 80 epochs."""
+def large_study():
+    """A study of the largest usual size: four stages of eight units, eight photographs each, 200 classes, 80 epochs."""
     names = [f"n{index:08d}, a name such as many classes have" for index in range(200)]
-    return made_up(4, 8, 8, names, side=224, examples=2000, epochs=80, dead=((0, 3), (3, 0), (3, 1)))
+    return random_study(4, 8, 8, names, side=224, examples=2000, epochs=80, dead=((0, 3), (3, 0), (3, 1)))
 
 
 def test_a_large_page_stays_below_five_megabytes():
-    assert len(report.to_html(many()).encode()) < 5e6
+    assert len(report.to_html(large_study()).encode()) < 5e6
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +255,7 @@ def chromium(tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("study", [made_up, many])
+@pytest.mark.parametrize("study", [random_study, large_study])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
     file = tmp_path / "report.html"
@@ -259,9 +265,9 @@ def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
     images = chromium.evaluate("Array.from(document.images, image => [image.naturalWidth, image.clientWidth])")
     assert len(images) == study().nearest.position.size
     assert all(natural > 0 and shown >= 20 for natural, shown in images)
-    # Nothing reaches over the side: a phone need not scroll sideways.
+    # No horizontal scrolling, on a phone either.
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
-    # Pointing at an image marks it wherever it stands.
+    # Pointing at an image marks all its copies.
     marked = """(() => { const image = document.images[0];
       image.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
       return Array.from(document.querySelectorAll("img.same"), other => other.dataset.image); })()"""
@@ -271,7 +277,7 @@ def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
     assert chromium.complaints() == []
 
 
-def test_the_browser_check_would_see_a_request_and_an_error(chromium, tmp_path):
+def test_the_browser_reports_a_request_and_an_error(chromium, tmp_path):
     file = tmp_path / "bad.html"
     file.write_text('<img src="absent.png"><script>console.error("x"); undefined.y</script>')
     chromium.events.clear()

@@ -1,21 +1,22 @@
-"""The analysis of a real run: what is gathered against the data set itself, and the experiment that ends in it."""
+"""The memory analysis of a trained run, compared with the data set, and the experiment that runs the analysis."""
 
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import memory_analysis
-from rmn_jax.analysis import measures, memories
-from rmn_jax.analysis.memories import route_split
-from rmn_jax.analysis.study import study, survey
-from rmn_jax.commands import load_config
+from rmn_jax.analysis import measures
+from rmn_jax.analysis.study import read_images, study
+from rmn_jax.cli.pages import load_config
 from rmn_jax.data import digits
 from rmn_jax.errors import Preempted
-from rmn_jax.four_step import run_training
-from rmn_jax.train.run import Run
+from rmn_jax.training.extraction import extract
+from rmn_jax.training.phases import run_training
+from rmn_jax.training.run import Run
+from rmn_jax.training.state import Phase
+from rmn_jax.training.stopping import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +24,21 @@ def run(tmp_path_factory):
     """A short RMN run on the digits."""
     settings = ["--config.epochs=6", "--config.stem_epochs=3", "--config.eval_batch_size=360"]
     workdir = tmp_path_factory.mktemp("study") / "run"
-    run = Run(load_config("configs/digits.py", settings), workdir, devices=jax.devices()[:1], quiet=True)
+    run = Run(load_config("configs/digits.py", settings), workdir, quiet=True)
     run_training(run)
     return run
 
 
-def test_survey_sees_every_image_of_the_split(run):
+def test_read_images_reads_every_image_of_the_split(run):
     images, _ = digits.load_arrays()["eval"]
     config = run.config.copy_and_resolve_references()
-    config.eval_batch_size = 128  # which does not divide 360
-    batches = Run(config, run.workdir, devices=jax.devices()[:1], quiet=True)
-    looks = survey(batches, np.array([[359, 0], [128, 5]]))
-    np.testing.assert_allclose(looks.colour, images.mean(axis=(1, 2)) / 255)
-    np.testing.assert_allclose(looks.edges, measures.edge_energy(images))
-    assert sorted(looks.images) == [0, 5, 128, 359]
-    for position, image in looks.images.items():
+    config.eval_batch_size = 128  # does not divide 360
+    other_batches = Run(config, run.workdir, quiet=True)
+    found = read_images(other_batches, np.array([[359, 0], [128, 5]]))
+    np.testing.assert_allclose(found.colour, images.mean(axis=(1, 2)) / 255)
+    np.testing.assert_allclose(found.edges, measures.edge_energy(images))
+    assert sorted(found.shown) == [0, 5, 128, 359]
+    for position, image in found.shown.items():
         np.testing.assert_array_equal(image, images[position])
 
 
@@ -49,15 +50,15 @@ def test_study_of_a_run(run):
     assert found.nearest.position.shape == (3, 4, 5) and set(found.images) == set(np.unique(found.nearest.position))
     lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     assert found.top1 == lines[-1]["eval_top1"]
-    assert [epoch for epoch, _ in found.history] == [4, 5, 6]  # the first three were the stem's
+    assert [epoch for epoch, _ in found.history] == [4, 5, 6]  # the first three were phase 1
     assert all(load.shape == (3, 4) and (load.sum(axis=1) == 5 * 256).all() for _, load in found.history)
-    units = route_split(run, state).assignment
+    units = extract(run, state.eval_variables, routed=True).assignment
     for stage, assigned in zip(found.information, units, strict=True):
         assert stage["class"].nats == pytest.approx(measures.mutual_information(assigned, labels))
 
 
 def test_images_that_cannot_be_read_do_not_shift_the_others(run, tmp_path):
-    whole = Run(run.config, run.workdir, devices=jax.devices()[:1], quiet=True)
+    whole = Run(run.config, run.workdir, quiet=True)
     state, _ = whole.restore()
     positions, readable = whole.dataset._order["eval"]
     readable[3] = False
@@ -65,30 +66,30 @@ def test_images_that_cannot_be_read_do_not_shift_the_others(run, tmp_path):
     assert 3 not in found.position and found.position.tolist() == [*range(3), *range(4, 360)]
     images, labels = digits.load_arrays()["eval"]
     np.testing.assert_array_equal(found.label, labels[found.position])
-    for images_of in (found.images, memories.images_at(whole, found.nearest.position)):
-        assert set(images_of) == set(np.unique(found.nearest.position))
-        for position, image in images_of.items():
-            np.testing.assert_array_equal(image, images[position])
+    assert set(found.images) == set(np.unique(found.nearest.position))
+    for position, image in found.images.items():
+        np.testing.assert_array_equal(image, images[position])
 
 
-def test_a_run_stopped_after_step_3_has_no_routed_accuracy_yet(run, tmp_path):
-    class Stopped(Run):
-        def should_stop(self, update, step):
-            return step == 3
+def test_a_run_stopped_after_phase_3_has_no_routed_accuracy_yet(run, tmp_path):
+    class AfterPhase3(StopRequest):
+        def reached(self, step, phase):
+            return phase is Phase.MEMORIES
 
-    stopped = Stopped(run.config, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
+    stopped = Run(run.config, tmp_path / "run", quiet=True)
+    stopped.stop = AfterPhase3()
     with pytest.raises(Preempted):
         run_training(stopped)
     state, _ = stopped.restore()
     assert study(stopped, state, top=2).top1 is None
 
 
-def test_the_experiment_on_a_run_that_is_there(run, monkeypatch, capsys):
+def test_the_experiment_on_an_existing_run(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["memory_analysis", f"--run={run.workdir}", "--top_k=3"])
     assert memory_analysis.main() == 0
     printed = capsys.readouterr().out
     last = json.loads(printed.splitlines()[-1])
-    assert last["results"] == str(run.workdir / "memory_analysis.json")  # no scale named: not among the results
+    assert last["results"] == str(run.workdir / "memory_analysis.json")  # without --scale it is not a published result
     results = json.loads((run.workdir / "memory_analysis.json").read_text())
     assert results["seed"] == 0 and results["images"] == 360 and len(results["stages"]) == 3
     assert {"commit", "processor", "seconds", "config", "top1"} <= results.keys()
@@ -105,7 +106,7 @@ def test_the_experiment_on_a_run_that_is_there(run, monkeypatch, capsys):
     ("arguments", "word"),
     [(["--run=nowhere"], "nowhere"), (["--run=nowhere", "--top_k=0"], "--top_k")],
 )
-def test_what_a_user_can_get_wrong_is_one_line(arguments, word, monkeypatch, capsys):
+def test_a_user_error_is_one_line(arguments, word, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["memory_analysis", *arguments])
     assert memory_analysis.main() == 2
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""The table beside the paper's figures: within its precision, or with a note whose arithmetic holds."""
+"""The table: each figure agrees with the paper's, or has a note whose arithmetic is checked here."""
 
 import io
 import json
@@ -13,8 +13,8 @@ from rich.console import Console
 
 from rmn_jax.analysis import paper, table
 from rmn_jax.analysis.counts import count_parameters, trace_shapes
-from rmn_jax.layers import RoutedBatchNorm
 from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models.layers import RoutedBatchNorm
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +22,19 @@ def by_name():
     return {(row.benchmark, row.backbone, row.variant): row for row in table.rows()}
 
 
-def test_every_network_is_there(by_name):
+def test_the_table_has_every_network(by_name):
     assert len(by_name) == 3 * 4 * 3
 
 
 @pytest.mark.parametrize("variant", ["RMN", "RMN+CA"])
-def test_counts_are_those_of_a_traced_routed_network(by_name, variant):
+def test_counts_equal_those_of_a_traced_routed_network(by_name, variant):
     model = RMN(create_backbone("resnet18", 100, 32), 8, **table.VARIANTS[variant])
     shapes, row = trace_shapes(model, 32), by_name["CIFAR-100", "resnet18", variant]
     assert row.parameters == count_parameters(shapes.variables)
     assert row.multiply_adds == shapes.multiply_adds
 
 
-def test_plain_counts_are_those_of_torchvision(by_name):
+def test_plain_counts_equal_those_of_torchvision(by_name):
     published = {
         "vgg16_bn": 138_365_992,
         "resnet18": 11_689_512,
@@ -45,7 +45,7 @@ def test_plain_counts_are_those_of_torchvision(by_name):
         assert by_name["ImageNet", backbone, "plain"].parameters == count
 
 
-def test_figures_are_near_the_papers_or_noted(by_name):
+def test_figures_agree_with_the_papers_or_have_a_note(by_name):
     for row in by_name.values():
         noted = set(row.notes)
         if abs(row.parameter_difference) > 0.1:
@@ -57,7 +57,7 @@ def test_figures_are_near_the_papers_or_noted(by_name):
                 "efficientnet-cifar",
             }, row
         if row.multiply_add_difference is not None:
-            # Half of the last digit that is printed, and half a percent.
+            # Half a unit of the last printed digit, and half a percent.
             near = 0.005 + 0.005 * row.paper_multiply_adds
             assert abs(row.multiply_add_difference) <= near or noted & {
                 "vgg-operations",
@@ -73,7 +73,7 @@ def test_figures_are_near_the_papers_or_noted(by_name):
         ("resnet50-cifar", "resnet50", 160.1, 164.4, 164.5),
     ],
 )
-def test_what_routing_adds_is_the_same_on_every_benchmark(by_name, note, backbone, here, there, counted):
+def test_routing_adds_the_same_parameters_on_every_benchmark(by_name, note, backbone, here, there, counted):
     grown = lambda bench: paper.FIGURES[bench, backbone][1] - paper.FIGURES[bench, backbone][0]  # noqa: E731
     assert grown("CIFAR-100") == pytest.approx(here)
     assert grown("ImageNet") == pytest.approx(there)
@@ -88,7 +88,7 @@ def test_what_routing_adds_is_the_same_on_every_benchmark(by_name, note, backbon
 
 
 def test_arithmetic_of_the_vgg_notes(by_name):
-    # By hand: 3x3 kernels of the 13 convolutions, then the linear layers' of each benchmark.
+    # By hand: the 3x3 kernels of the 13 convolutions, and the kernels of the linear layers on each benchmark.
     channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     kernels = [9 * a * b for a, b in zip(channels, channels[1:], strict=False)]
     stages = sum(kernels[2:])
@@ -108,7 +108,7 @@ def test_arithmetic_of_the_vgg_notes(by_name):
 
 
 def norm_values(backbone, size, classes):
-    """Values that pass through batch norms, for one image."""
+    """Number of values that pass through batch norms, for one image."""
     total = 0
 
     def count(next_call, args, kwargs, context):
@@ -125,9 +125,9 @@ def norm_values(backbone, size, classes):
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "backbone", "operations_a_value", "billions"),
+    ("benchmark", "backbone", "operations_per_value", "billions"),
     [
-        # Two for the norm, one for the bias of the convolution before it.
+        # Two operations for the norm, one for the bias of the convolution before it.
         ("ImageNet", "vgg16_bn", 3, 15.51),
         ("Tiny ImageNet", "vgg16_bn", 3, 15.10),
         ("CIFAR-100", "vgg16_bn", 3, 0.33),
@@ -135,24 +135,24 @@ def norm_values(backbone, size, classes):
         ("Tiny ImageNet", "efficientnet_b0", 1, 0.47),
     ],
 )
-def test_arithmetic_of_the_notes_on_multiply_adds(by_name, benchmark, backbone, operations_a_value, billions):
+def test_arithmetic_of_the_notes_on_multiply_adds(by_name, benchmark, backbone, operations_per_value, billions):
     counted = by_name[benchmark, backbone, "plain"].multiply_adds
-    counted += operations_a_value * norm_values(backbone, *table.BENCHMARKS[benchmark])
+    counted += operations_per_value * norm_values(backbone, *table.BENCHMARKS[benchmark])
     assert counted / 1e9 == pytest.approx(billions, abs=0.005)
     assert f"{billions:.2f}B" in paper.NOTES["vgg-operations"] + paper.NOTES["norm-operations"]
 
 
-def test_page_of_the_documentation_is_up_to_date():
+def test_docs_table_is_up_to_date():
     page = pathlib.Path(__file__).parents[2] / "docs" / "table.md"
     assert page.read_text() == table.to_markdown(table.rows()), "run: rmn table --markdown > docs/table.md"
 
 
-def test_json_and_terminal():
+def test_json_and_terminal_tables():
     rows = table.rows()
     first = json.loads(json.dumps(table.to_json(rows)))[0]
     assert first["backbone"] == "vgg16_bn"
     assert first["parameter_difference"] == pytest.approx(first["parameters"] / 1e6 - 33.8, abs=1e-3)
-    assert first["notes"][0].startswith("The paper disagrees with itself")
+    assert first["notes"][0].startswith("The paper's figures are inconsistent")
     tables, notes = table.to_terminal(rows)
     console = Console(width=160, file=io.StringIO())
     for page in tables:

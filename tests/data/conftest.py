@@ -1,4 +1,4 @@
-"""Small data sets that the tests make, and real Tiny ImageNet where the environment names it."""
+"""Small data sets made by the tests, and the real Tiny ImageNet if the environment variable names it."""
 
 import fcntl
 import io
@@ -20,7 +20,7 @@ REAL = "RMN_TINY_IMAGENET"
 
 @pytest.fixture
 def data_config():
-    """Returns a maker of `config.data`, with overrides."""
+    """Makes a ``config.data`` with overrides."""
 
     def make(**overrides) -> ConfigDict:
         settings = {
@@ -31,7 +31,7 @@ def data_config():
             "image_size": 0,
             "augment": "none",
             "crop_padding": 1,
-            "feed": "auto",
+            "pipeline": "auto",
             "workers": 0,
             "skip_corrupt": 0,
         }
@@ -42,7 +42,7 @@ def data_config():
 
 @pytest.fixture
 def eight_way():
-    """Returns a sharding of the batch axis over eight devices."""
+    """A sharding of the batch axis over eight devices."""
     if jax.device_count() < 8:
         pytest.skip("needs eight (simulated) devices")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("data",))
@@ -50,21 +50,21 @@ def eight_way():
 
 
 def encode(pixels: np.ndarray, kind: str = "JPEG", **options) -> bytes:
-    """Encodes with Pillow, which is not what the package decodes with."""
+    """Encodes with Pillow; the package decodes with OpenCV."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def photograph(seed: int, height: int, width: int) -> np.ndarray:
-    """Returns uint8 [height, width, 3] with smooth content, as JPEG keeps well."""
+    """An image uint8 [height, width, 3] with smooth content, which JPEG preserves well."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Returns a folder of three classes with 10, 20 and 30 images of different sizes."""
+    """A folder of three classes with 10, 20 and 30 images of different sizes."""
     root = tmp_path / "images"
     for label, name in enumerate(("ant", "bee", "cat")):
         (root / name).mkdir(parents=True)
@@ -74,18 +74,18 @@ def image_folder(tmp_path):
     return root
 
 
-# Out of order, as the real file is.
+# Not sorted, as in the real file.
 CLASS_IDS = [f"n{(61_803_399 * number) % 100_000_000:08}" for number in range(200)]
 
 
 def tiny_pixels(class_number: int, number: int) -> np.ndarray:
-    """Returns the image of the small Tiny ImageNet: one colour, which names class and number."""
+    """An image of the small Tiny ImageNet: one colour, which encodes class and number."""
     return np.full((64, 64, 3), (class_number, 40 * number, 255 - class_number), np.uint8)
 
 
 @pytest.fixture
 def small_tiny_imagenet(tmp_path):
-    """Returns a folder in Tiny ImageNet's layout: 200 classes of two training images, 20 to validate."""
+    """A folder as Tiny ImageNet's: 200 classes with two training images each, and 20 validation images."""
     root = tmp_path / "tiny-imagenet-200"
     (root / "val" / "images").mkdir(parents=True)
     (root / "wnids.txt").write_text("\n".join(CLASS_IDS) + "\n")
@@ -101,7 +101,7 @@ def small_tiny_imagenet(tmp_path):
     lines = []
     for number in range(20):
         class_number = 10 * number
-        # Every fifth is greyscale, as about one in sixty of the real ones is.
+        # Every fifth is greyscale; of the real images, about one in sixty.
         pixels = np.full((64, 64), 7 * number, np.uint8) if number % 5 == 0 else tiny_pixels(class_number, 3)
         (root / "val" / "images" / f"val_{number}.JPEG").write_bytes(encode(pixels, quality=95))
         lines.append(f"val_{number}.JPEG\t{CLASS_IDS[class_number]}\t0\t0\t63\t63\n")
@@ -111,7 +111,7 @@ def small_tiny_imagenet(tmp_path):
 
 @pytest.fixture(scope="session")
 def real_tiny_imagenet(tmp_path_factory):
-    """Returns (unpacked folder, data_dir) of the real Tiny ImageNet, prepared once for all test processes."""
+    """(unpacked folder, data_dir) of the real Tiny ImageNet, prepared once for all test processes."""
     if REAL not in os.environ:
         pytest.skip(f"set {REAL} to a folder with Tiny ImageNet (unpack.py, the zip or tiny-imagenet-200)")
     given = Path(os.environ[REAL])

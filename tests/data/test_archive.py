@@ -25,7 +25,7 @@ def zipped(folder, tmp_path):
     return path
 
 
-def test_a_zip_and_its_folder_look_alike(folder, zipped):
+def test_a_zip_and_its_folder_have_the_same_files(folder, zipped):
     for source in (folder, folder.parent, zipped, zipped.parent):
         opened = archive.open_archive(source, "set", "marker")
         assert opened.names() == ["marker", "sub/file"]
@@ -33,7 +33,7 @@ def test_a_zip_and_its_folder_look_alike(folder, zipped):
         assert "sub/file" in opened.describe("sub/file")
 
 
-def test_nothing_of_the_kind(tmp_path):
+def test_a_folder_without_the_archive_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"neither set\.zip nor its unpacked folder \(no marker in it\)"):
         archive.open_archive(tmp_path, "set", "marker")
 
@@ -41,7 +41,7 @@ def test_nothing_of_the_kind(tmp_path):
 @pytest.mark.parametrize("keep", [0, 10, 5000])
 def test_a_truncated_zip(zipped, keep):
     zipped.write_bytes(zipped.read_bytes()[:keep])
-    with pytest.raises(UserError, match="not a whole zip file .*fetch it again"):
+    with pytest.raises(UserError, match="not a complete zip file .*download it again"):
         archive.open_archive(zipped, "set", "marker")
 
 
@@ -55,14 +55,14 @@ def test_a_damaged_entry_is_named(zipped):
 
 
 @pytest.mark.parametrize("name", ["../evil", "set/../../evil", "/etc/evil", "set\\..\\..\\evil", "C:/evil"])
-def test_an_entry_that_climbs_out(zipped, name):
+def test_an_entry_that_points_outside_is_refused(zipped, name):
     with zipfile.ZipFile(zipped, "a") as out:
         out.writestr(name, "x")
-    with pytest.raises(UserError, match="leads out of its folder; do not use this file"):
+    with pytest.raises(UserError, match="points outside its folder; do not use this file"):
         archive.open_archive(zipped, "set", "marker")
 
 
-def test_an_entry_of_absurd_size_is_not_unpacked(zipped, monkeypatch):
+def test_an_entry_above_the_limit_is_not_unpacked(zipped, monkeypatch):
     monkeypatch.setattr(archive, "MAX_ENTRY_BYTES", 100)
     opened = archive.open_archive(zipped, "set", "marker")
     with pytest.raises(UserError, match="claims 7,000 bytes"):

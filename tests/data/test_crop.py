@@ -22,14 +22,14 @@ def test_windows_have_the_stated_areas_and_ratios_and_lie_inside():
     assert abs(np.log(width / height).mean() - logs[fits].mean()) < 0.015  # standard error 0.004
 
 
-def test_places_reach_both_ends():
+def test_positions_reach_both_ends():
     windows = np.array([crop.sample_window(_generator(i), 9, 9) for i in range(300)])
     assert windows[:, 0].min() == 0 and (windows[:, 0] + windows[:, 2]).max() == 9
     assert windows[:, 1].min() == 0 and (windows[:, 1] + windows[:, 3]).max() == 9
 
 
 def test_window_falls_back_to_the_centre_when_none_fits():
-    # 8% of a 10 x 1000 image is 25 high at the widest ratio; what is left is 10 x round(10 * 4/3).
+    # 8% of a 10 x 1000 image is 25 high at the widest ratio. The fallback is 10 x round(10 * 4/3).
     assert crop.sample_window(_generator(), 10, 1000) == (0, (1000 - 13) // 2, 10, 13)
 
 
@@ -41,7 +41,7 @@ def test_reduction_never_goes_below_the_target(window, expected):
     assert crop.reduction_for(window, 64, 64) == expected
 
 
-def test_crop_is_pillow_s_cut_and_resize():
+def test_crop_is_pillow_s_crop_and_resize():
     data = encode(photograph(0, 90, 120), quality=95)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     for position in range(20):
@@ -49,8 +49,7 @@ def test_crop_is_pillow_s_cut_and_resize():
         top, left, height, width = crop.sample_window(_generator(position), 90, 120)
         box = (left, top, left + width, top + height)
         expected = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR, box=box))
-        # At half size the window's edges fall on every other pixel, which moves the content by up to half of
-        # one.
+        # At half size the window's edges are on every other pixel, which shifts the content by up to half a pixel.
         tolerance = 1 if crop.reduction_for((top, left, height, width), 32, 32) == 1 else 4
         assert np.abs(found.astype(int) - expected.astype(int)).mean() < tolerance
 

@@ -63,9 +63,9 @@ def test_reduction_divides_the_size(reduction):
         (encode(photograph(5, 64, 64), quality=95)[:900], "cannot be decoded"),
         (encode(photograph(5, 64, 64), "PNG")[:900], "cannot be decoded"),
     ],
-    ids=["empty", "html", "magic only", "cut JPEG", "cut PNG"],
+    ids=["empty", "html", "magic only", "truncated JPEG", "truncated PNG"],
 )
-def test_bad_images_say_why(data, reason):
+def test_a_bad_image_gives_the_reason(data, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode.decode(data)
 
@@ -95,14 +95,14 @@ def test_arrays_get_three_channels():
         decode.decode(np.zeros((3, 4, 3), np.float32))
 
 
-def test_fit_covers_and_cuts_the_centre():
-    # 20 x 60, twice too large for 10 x 10: becomes 10 x 30, of which columns 10 to 20 remain.
+def test_fit_covers_and_crops_the_centre():
+    # 20 x 60 is twice too large for 10 x 10. It becomes 10 x 30, of which columns 10 to 20 remain.
     image = np.zeros((20, 60, 3), np.uint8)
     image[:, 20:40] = 200
     np.testing.assert_array_equal(decode.fit(image, 10, 10), np.full((10, 10, 3), 200, np.uint8))
 
 
-def test_fit_leaves_an_image_of_the_right_size_alone():
+def test_fit_does_not_change_an_image_of_the_right_size():
     image = photograph(7, 10, 12)
     np.testing.assert_array_equal(decode.fit(image, 10, 12), image)
 

@@ -35,20 +35,20 @@ def test_a_training_batch_holds_the_examples_it_names(data_config):
 
 def test_an_epoch_has_no_example_twice(data_config):
     dataset = _load(data_config())
-    assert dataset.updates_per_epoch == 22  # 1437 // 64
+    assert dataset.steps_per_epoch == 22  # 1437 // 64
     seen = np.concatenate([np.asarray(dataset.train_batch(22 + k)["index"]) for k in range(22)])
     assert len(np.unique(seen)) == 22 * 64
 
 
-def test_a_batch_depends_on_seed_and_update_alone(data_config):
+def test_a_batch_depends_on_seed_and_step_alone(data_config):
     first, second = _load(data_config()), _load(data_config())
-    for update in (5, 0, 40):
-        _same(first.train_batch(update), second.train_batch(update))
+    for step in (5, 0, 40):
+        _same(first.train_batch(step), second.train_batch(step))
     assert not np.array_equal(first.train_batch(3)["index"], first.train_batch(4)["index"])
     assert not np.array_equal(first.train_batch(3)["index"], _load(data_config(), seed=1).train_batch(3)["index"])
 
 
-def test_eight_devices_hold_what_one_does(data_config, eight_way):
+def test_eight_devices_give_the_same_batches_as_one(data_config, eight_way):
     one, eight = (
         _load(data_config(), eval_batch_size=104),
         _load(data_config(), eight_way, eval_batch_size=104),
@@ -60,7 +60,7 @@ def test_eight_devices_hold_what_one_does(data_config, eight_way):
         _same(left, right)
 
 
-def test_a_mesh_of_explicit_axes_serves_as_well(data_config):
+def test_a_mesh_with_explicit_axes_gives_the_same_batches(data_config):
     if jax.device_count() < 8:
         pytest.skip("needs eight (simulated) devices")
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
@@ -69,7 +69,7 @@ def test_a_mesh_of_explicit_axes_serves_as_well(data_config):
 
 
 @pytest.mark.parametrize(("split", "examples"), [("eval", 360), ("train", 1437)])
-def test_evaluation_shows_every_example_once_in_order(data_config, split, examples):
+def test_evaluation_yields_every_example_once_in_order(data_config, split, examples):
     images, labels = digits.load_arrays()[split]
     batches = list(_load(data_config()).eval_batches(split))
     assert len(batches) == -(-examples // 100) and all(batch["image"].shape[0] == 100 for batch in batches)
@@ -104,7 +104,7 @@ def test_batches_must_divide_over_the_devices(data_config, eight_way):
         _load(data_config(), eight_way, batch_size=12)
 
 
-def test_close_lets_the_images_go(data_config):
+def test_close_frees_the_images(data_config):
     dataset = _load(data_config())
     before = sum(array.nbytes for array in jax.live_arrays())
     dataset.close()

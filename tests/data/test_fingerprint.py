@@ -1,9 +1,6 @@
 import numpy as np
-import pytest
-from test_preprocess import INFO
 
 from rmn_jax.data import fingerprint
-from rmn_jax.errors import UserError
 
 
 def test_arrays_content_shape_and_type_count():
@@ -25,9 +22,3 @@ def test_files_name_size_and_end_count(tmp_path):
         files, tmp_path, read_tails=False
     )
     assert fingerprint.of_files(files[:1], tmp_path) != first
-
-
-def test_a_changed_data_set_is_one_line():
-    fingerprint.check_fingerprint(INFO, "0")
-    with pytest.raises(UserError, match="made has changed since this run began .*new run in another --workdir"):
-        fingerprint.check_fingerprint(INFO, "1")

@@ -23,18 +23,18 @@ def test_a_tenth_of_each_class_is_held_out_and_stays_when_images_are_added(image
     assert len(moved) <= 1 and again.fingerprint != found.fingerprint
 
 
-def test_folders_for_training_and_evaluation_are_taken_as_they_are(image_folder, tmp_path):
+def test_folders_for_training_and_evaluation_are_used_as_they_are(image_folder, tmp_path):
     root = tmp_path / "split"
     shutil.copytree(image_folder, root / "train")
     shutil.copytree(image_folder / "bee", root / "val" / "bee")
-    (root / "train" / "notes.txt").write_text("passed over")
-    (root / "train" / "ant" / ".hidden.jpg").write_text("passed over")
+    (root / "train" / "notes.txt").write_text("ignored")
+    (root / "train" / "ant" / ".hidden.jpg").write_text("ignored")
     found = folder.open_image_set(str(root))
     assert len(found.train) == 60 and len(found.evaluation) == 20
     assert {label for _, label in found.evaluation.read(range(20))} == {1}
 
 
-def test_of_training_images_alone_a_tenth_of_each_class_is_held_out(image_folder, tmp_path):
+def test_without_evaluation_images_a_tenth_of_each_training_class_is_held_out(image_folder, tmp_path):
     shutil.copytree(image_folder, tmp_path / "split" / "train")
     found, flat = (folder.open_image_set(str(root)) for root in (tmp_path / "split", image_folder))
     assert found.class_names == ("ant", "bee", "cat")
@@ -72,13 +72,13 @@ def test_images_reach_the_network_with_their_class(image_folder, data_config):
         assert dataset.info.class_names[int(batch["label"][row])] in path
 
 
-@pytest.mark.parametrize("feed", ["device", "stream"])
-def test_a_bad_image_is_named_and_skipped_when_asked(image_folder, data_config, feed, caplog):
+@pytest.mark.parametrize("pipeline", ["device", "stream"])
+def test_a_bad_image_is_named_and_skipped_if_the_config_says_so(image_folder, data_config, pipeline, caplog):
     bad = image_folder / "cat" / "05.jpg"
     bad.write_bytes(b"not an image")
     sources = folder.open_image_set(str(image_folder))
     in_train = str(bad) in {sources.train.describe(i) for i in range(len(sources.train))}
-    config = data_config(name="folder", path=str(image_folder), image_size=16, feed=feed)
+    config = data_config(name="folder", path=str(image_folder), image_size=16, pipeline=pipeline)
     with pytest.raises(UserError, match=r"cat/05\.jpg: it is not an image \(12 bytes\).*skip_corrupt"):
         dataset = load(config, batch_size=54, eval_batch_size=8, seed=0, sharding=None)
         dataset.train_batch(0)
@@ -101,7 +101,7 @@ def test_a_bad_image_is_named_and_skipped_when_asked(image_folder, data_config, 
         (lambda root: str(root / "ant"), "has no class folders with images"),
     ],
 )
-def test_a_folder_that_will_not_do_is_one_line(image_folder, make, line):
+def test_an_unusable_folder_is_one_line(image_folder, make, line):
     with pytest.raises(UserError, match=line):
         folder.open_image_set(make(image_folder))
 
@@ -114,7 +114,7 @@ def test_a_class_only_in_evaluation_is_refused(image_folder, tmp_path):
         folder.open_image_set(str(root))
 
 
-def test_the_image_size_must_be_said(image_folder, data_config):
+def test_images_of_different_sizes_need_an_image_size(image_folder, data_config):
     with pytest.raises(UserError, match=r"different sizes; set config\.data\.image_size"):
         load(
             data_config(name="folder", path=str(image_folder)),

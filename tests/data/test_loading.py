@@ -20,7 +20,7 @@ def test_digits_facts(data_config):
     np.testing.assert_allclose(info.std, pixels.std(axis=(0, 1, 2)), rtol=1e-6)
 
 
-def test_digits_are_scaled_when_asked(data_config):
+def test_digits_are_scaled_to_image_size(data_config):
     dataset = _load(data_config(image_size=16))
     assert dataset.info.image_shape == (16, 16, 3) and dataset.train_batch(0)["image"].shape == (
         16,
@@ -34,8 +34,9 @@ def test_digits_are_scaled_when_asked(data_config):
     ("overrides", "line"),
     [
         ({"name": "digit"}, r"Unknown data set 'digit': use one of digits, cifar100, .*tfds:NAME"),
-        ({"feed": "disk"}, r"config\.data\.feed is 'disk'; use one of auto, device, stream"),
+        ({"pipeline": "disk"}, r"config\.data\.pipeline is 'disk'; use one of auto, device, stream"),
         ({"augment": "cut"}, r"config\.data\.augment is 'cut'"),
+        ({"crop_padding": -1}, r"config\.data\.crop_padding is -1"),
         ({"image_size": -1}, r"config\.data\.image_size is -1"),
         ({"workers": -2}, r"config\.data\.workers is -2"),
         ({"skip_corrupt": -1}, r"config\.data\.skip_corrupt is -1"),
@@ -58,18 +59,18 @@ def test_a_batch_larger_than_the_data_set(data_config):
 
 
 @pytest.mark.parametrize("name", ["tiny_imagenet", "cifar100", "imagenet2012"])
-def test_a_data_set_that_is_not_there_names_the_command_that_prepares_it(data_config, tmp_path, name):
+def test_a_missing_data_set_names_the_command_that_prepares_it(data_config, tmp_path, name):
     with pytest.raises(UserError, match=f"prepare it with: rmn data prepare {name} --source PATH"):
         _load(data_config(name=name, data_dir=str(tmp_path)))
 
 
-def test_feed_follows_the_decoded_size(data_config):
+def test_the_pipeline_depends_on_the_decoded_size(data_config):
     # 350,000 images of 64 x 64 x 3 bytes are 4.30e9, just over 4 GiB = 4.29e9; 349,000 are under.
     image = np.zeros((1, 64, 64, 3), np.uint8)
-    for examples, feed in ((349_000, "device"), (350_000, "stream")):
+    for examples, pipeline in ((349_000, "device"), (350_000, "stream")):
         images = np.broadcast_to(image, (examples, 64, 64, 3))
         source = ArraySource(images[1:], np.zeros(examples - 1, np.int32), "made")
         held_out = ArraySource(images[:1], np.zeros(1, np.int32), "made")
         image_set = ImageSet("made", ("a",), (64, 64), source, held_out, "0", None)
-        assert loading.choose_feed(data_config(), image_set, (64, 64, 3)) == feed
-    assert loading.choose_feed(data_config(feed="device"), image_set, (64, 64, 3)) == "device"
+        assert loading.choose_pipeline(data_config(), image_set, (64, 64, 3)) == pipeline
+    assert loading.choose_pipeline(data_config(pipeline="device"), image_set, (64, 64, 3)) == "device"

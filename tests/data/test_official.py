@@ -12,9 +12,9 @@ from rmn_jax.errors import UserError
 
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None,
-    reason="tfds's own builders need TensorFlow (the extra `prepare`)",
+    reason="tfds's builders need TensorFlow (the extra `prepare`)",
 )
-# TensorFlow's own imports warn; this is about ours.
+# TensorFlow's imports warn. These tests are not about its warnings.
 quiet = pytest.mark.filterwarnings("ignore")
 
 
@@ -29,7 +29,7 @@ def _cifar_pixels(number: int) -> np.ndarray:
 
 
 def _cifar_records(numbers: range) -> bytes:
-    """Returns records as published: coarse label, fine label, then all reds, greens and blues."""
+    """Records as published: coarse label, fine label, then all red, green and blue values."""
     return b"".join(
         bytes([number % 20, number % 100]) + _cifar_pixels(number).transpose(2, 0, 1).tobytes() for number in numbers
     )
@@ -89,13 +89,13 @@ def _unpack(source, tmp_path):
 @pytest.mark.parametrize("keep", [0, 100, 20_000])
 def test_a_truncated_cifar_archive(cifar, tmp_path, keep):
     cifar.write_bytes(cifar.read_bytes()[:keep])
-    with pytest.raises(UserError, match="not a whole archive .*fetch it again"):
+    with pytest.raises(UserError, match="not a complete archive .*download it again"):
         _unpack(cifar, tmp_path)
 
 
-def test_a_cifar_archive_that_climbs_out(tmp_path):
+def test_a_cifar_archive_that_points_outside_is_refused(tmp_path):
     path = _cifar_archive(tmp_path / "cifar.tar.gz", _cifar_records(range(2)), extra="../evil")
-    with pytest.raises(UserError, match="leads out of its folder"):
+    with pytest.raises(UserError, match="points outside its folder"):
         _unpack(path, tmp_path)
     assert not (tmp_path / "evil").exists()
 
@@ -110,16 +110,16 @@ def test_cifar_records_are_checked(tmp_path):
         official._check_cifar_records(tmp_path / "scratch" / "cifar-100-binary" / "train.bin")
 
 
-def test_the_python_version_of_cifar_is_told_apart(tmp_path):
+def test_the_python_version_of_cifar_is_refused(tmp_path):
     with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as archive:
         _add(archive, "cifar-100-python/train", b"pickle")
-    with pytest.raises(UserError, match=r"not CIFAR-100's binary version; fetch cifar-100-binary\.tar\.gz"):
+    with pytest.raises(UserError, match=r"not CIFAR-100's binary version; download cifar-100-binary\.tar\.gz"):
         _unpack(tmp_path / "cifar-100-python.tar.gz", tmp_path)
 
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """Returns a folder with both archives: three classes of four images, and five to validate."""
+    """A folder with both archives: three classes of four training images, and five validation images."""
     source = tmp_path / "source"
     source.mkdir()
     with tarfile.open(source / "ILSVRC2012_img_train.tar", "w") as train:
@@ -143,7 +143,7 @@ def test_imagenet_from_its_archives(imagenet, tmp_path, data_config):
     data_dir = tmp_path / "tfds"
     assert prepare("imagenet2012", str(imagenet), str(data_dir)) == {"examples": {"train": 12, "validation": 5}}
     config = data_config(
-        name="imagenet2012", data_dir=str(data_dir), image_size=64, augment="resized_crop_flip", feed="stream"
+        name="imagenet2012", data_dir=str(data_dir), image_size=64, augment="resized_crop_flip", pipeline="stream"
     )
     dataset = load(config, batch_size=12, eval_batch_size=5, seed=0, sharding=None)
     assert dataset.info.num_classes == 1000 and dataset.info.class_names[0] == "n01440764"
@@ -155,18 +155,18 @@ def test_imagenet_from_its_archives(imagenet, tmp_path, data_config):
     dataset.close()
 
 
-def test_imagenet_needs_both_archives_whole(imagenet, tmp_path):
+def test_imagenet_needs_both_archives_complete(imagenet, tmp_path):
     train = imagenet / "ILSVRC2012_img_train.tar"
     data = train.read_bytes()
     train.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is not a whole tar archive .*fetch it again"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_img_train\.tar is not a complete tar archive .*download it again"):
         official._imagenet(imagenet, tmp_path)
     train.unlink()
     with pytest.raises(UserError, match=r"has no ILSVRC2012_img_train\.tar; --source is the folder with"):
         official._imagenet(imagenet, tmp_path)
 
 
-def test_without_tensorflow_the_line_names_the_extra(cifar, tmp_path, monkeypatch):
+def test_without_tensorflow_the_error_names_the_extra(cifar, tmp_path, monkeypatch):
     monkeypatch.setattr(official.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rmn-jax\[prepare\]'"):
         prepare("cifar100", str(cifar), str(tmp_path / "tfds"))

@@ -8,7 +8,7 @@ def test_an_epoch_visits_every_example_once():
     np.testing.assert_array_equal(np.sort(order.epoch_permutation(3, 5, 1000)), np.arange(1000))
 
 
-def test_order_differs_between_epochs_and_seeds_and_not_between_calls():
+def test_order_differs_between_epochs_and_seeds_but_not_between_calls():
     first = order.epoch_permutation(0, 0, 100).copy()
     order.epoch_permutation.cache_clear()
     np.testing.assert_array_equal(first, order.epoch_permutation(0, 0, 100))
@@ -16,16 +16,16 @@ def test_order_differs_between_epochs_and_seeds_and_not_between_calls():
     assert not np.array_equal(first, order.epoch_permutation(1, 0, 100))
 
 
-def test_the_stream_is_the_documented_one():
+def test_the_random_stream_is_the_documented_one():
     # Philox keyed by SeedSequence((seed, 0 for the shuffle, epoch)): a change here would change every run.
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((7, 0, 2))))
     np.testing.assert_array_equal(order.epoch_permutation(7, 2, 50), generator.permutation(50))
 
 
-@pytest.mark.parametrize(("update", "epoch", "start"), [(0, 0, 0), (2, 0, 6), (3, 1, 0), (7, 2, 3)])
-def test_batches_cut_the_epochs_order_and_drop_the_remainder(update, epoch, start):
-    # 10 examples in batches of 3 are 3 batches an epoch.
-    found = order.batch_indices(4, update, num_examples=10, batch_size=3)
+@pytest.mark.parametrize(("step", "epoch", "start"), [(0, 0, 0), (2, 0, 6), (3, 1, 0), (7, 2, 3)])
+def test_batches_divide_the_order_of_the_epoch_and_drop_the_remainder(step, epoch, start):
+    # 10 examples in batches of 3: an epoch has 3 batches.
+    found = order.batch_indices(4, step, num_examples=10, batch_size=3)
     np.testing.assert_array_equal(found, order.epoch_permutation(4, epoch, 10)[start : start + 3])
 
 

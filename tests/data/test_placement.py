@@ -6,7 +6,7 @@ from rmn_jax.data.placement import Placement
 from rmn_jax.errors import UserError
 
 
-def test_one_device_holds_every_row():
+def test_one_device_has_every_row():
     placement = Placement(None)
     np.testing.assert_array_equal(placement.local_rows(5), np.arange(5))
     placed = placement.batch(np.arange(5))
@@ -14,7 +14,7 @@ def test_one_device_holds_every_row():
     np.testing.assert_array_equal(placed, np.arange(5))
 
 
-def test_eight_devices_hold_an_eighth_each(eight_way):
+def test_eight_devices_have_an_eighth_each(eight_way):
     placement = Placement(eight_way)
     np.testing.assert_array_equal(placement.local_rows(16), np.arange(16))
     for placed in (placement.batch(np.arange(16)), placement.local_batch(np.arange(16), 16)):

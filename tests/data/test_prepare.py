@@ -8,7 +8,7 @@ from collections import namedtuple
 
 import pytest
 
-from rmn_jax.data import prepare as preparing
+from rmn_jax.data import prepare as prepare_module
 from rmn_jax.data.prepare import prepare
 from rmn_jax.errors import UserError
 
@@ -17,7 +17,7 @@ def _files(folder) -> dict:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_twice_does_nothing_even_without_the_source(small_tiny_imagenet, tmp_path):
+def test_preparing_again_does_nothing_even_without_the_source(small_tiny_imagenet, tmp_path):
     first = prepare("tiny_imagenet", str(small_tiny_imagenet), str(tmp_path / "tfds"))
     before = _files(tmp_path / "tfds")
     assert prepare("tiny_imagenet", "", str(tmp_path / "tfds")) == first
@@ -25,7 +25,7 @@ def test_twice_does_nothing_even_without_the_source(small_tiny_imagenet, tmp_pat
     assert {path.name for path in (tmp_path / "tfds").iterdir()} == {"tiny_imagenet"}
 
 
-def test_it_needs_no_tensorflow_and_keeps_stdout_for_the_result(small_tiny_imagenet, tmp_path):
+def test_it_needs_no_tensorflow_and_prints_only_the_result(small_tiny_imagenet, tmp_path):
     code = (
         "import json, sys\n"
         "from rmn_jax.data.prepare import prepare\n"
@@ -37,10 +37,10 @@ def test_it_needs_no_tensorflow_and_keeps_stdout_for_the_result(small_tiny_image
     assert json.loads(done.stdout) == {"examples": {"train": 400, "validation": 20}}
 
 
-def test_of_a_bad_archive_only_the_error_is_told(tmp_path, capfd):
+def test_a_bad_archive_prints_nothing_but_the_error(tmp_path, capfd):
     archive = tmp_path / "tiny-imagenet-200.zip"
     archive.write_bytes(b"no zip")
-    with pytest.raises(UserError, match="is not a whole zip file"):
+    with pytest.raises(UserError, match="is not a complete zip file"):
         prepare("tiny_imagenet", str(archive), str(tmp_path / "tfds"))
     captured = capfd.readouterr()
     assert captured.out == "" and "Downloading" not in captured.err
@@ -50,7 +50,7 @@ def test_of_a_bad_archive_only_the_error_is_told(tmp_path, capfd):
 def test_an_interrupted_preparation_leaves_no_half_data_set(small_tiny_imagenet, tmp_path, number):
     code = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell ignore SIGINT
         "from rmn_jax.data import decode\n"
         "from rmn_jax.data.tiny_imagenet import builder\n"
         "check = builder.check_jpeg\n"
@@ -70,7 +70,7 @@ def test_an_interrupted_preparation_leaves_no_half_data_set(small_tiny_imagenet,
         process.send_signal(number)
         assert process.wait(20) != 0
     left = list(data_dir.rglob("*"))
-    if number == signal.SIGKILL:  # nothing can be done then, so the next preparation clears up
+    if number == signal.SIGKILL:  # cannot be handled; the next preparation removes the rest
         assert not (data_dir / "tiny_imagenet" / "1.0.0").exists() and left
     else:
         assert left == []
@@ -78,9 +78,9 @@ def test_an_interrupted_preparation_leaves_no_half_data_set(small_tiny_imagenet,
     assert [path.name for path in (data_dir / "tiny_imagenet").iterdir()] == ["1.0.0"]
 
 
-def test_too_little_room_is_noticed_before_the_start(small_tiny_imagenet, tmp_path, monkeypatch):
+def test_too_little_free_space_is_detected_before_the_start(small_tiny_imagenet, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preparing.shutil, "disk_usage", lambda _: usage(1, 1, 1000))
+    monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: usage(1, 1, 1000))
     with pytest.raises(UserError, match="has 0.0 GB free and preparing takes up to"):
         prepare("tiny_imagenet", str(small_tiny_imagenet), str(tmp_path / "tfds"))
     assert list((tmp_path / "tfds").iterdir()) == []
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(small_tiny_imagenet
     assert list((tmp_path / "tfds").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written(small_tiny_imagenet, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line(small_tiny_imagenet, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write to .*choose another data_dir"):
         prepare("tiny_imagenet", str(small_tiny_imagenet), str(tmp_path / "file" / "tfds"))

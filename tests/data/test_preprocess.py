@@ -32,7 +32,7 @@ def test_evaluation_normalises_by_hand(data_config):
     np.testing.assert_allclose(out[0, 1, 1], [-1.0, -1.0, 0.0], atol=1e-6)
 
 
-def test_none_trains_on_what_evaluation_sees(data_config):
+def test_without_augmentation_training_sees_the_images_of_evaluation(data_config):
     preprocess = make_preprocess(data_config(augment="none"), INFO)
     images = _images()
     keys = jax.random.split(jax.random.key(0), len(images))
@@ -40,7 +40,7 @@ def test_none_trains_on_what_evaluation_sees(data_config):
 
 
 @pytest.mark.parametrize("augmentation", ["crop", "crop_flip", "resized_crop_flip"])
-def test_each_example_depends_on_its_own_key_alone(data_config, augmentation):
+def test_each_example_depends_on_its_key_alone(data_config, augmentation):
     side = stored_shape(augmentation, INFO.image_shape)[0]
     images = _images(side=side)
     keys = jax.random.split(jax.random.key(1), len(images))
@@ -61,7 +61,7 @@ def test_crop_does_not_flip(data_config):
     assert np.any(np.diff(flipped[:, 3, 1:7, 0], axis=1) < 0)
 
 
-def test_streamed_images_come_cropped_and_are_only_flipped(data_config):
+def test_streamed_images_are_already_cropped_and_only_flipped(data_config):
     images = _images(64)
     preprocess = make_preprocess(data_config(augment="resized_crop_flip"), INFO._replace(streamed=True))
     out = np.asarray(preprocess.train(jax.random.split(jax.random.key(0), 64), images))
@@ -71,7 +71,7 @@ def test_streamed_images_come_cropped_and_are_only_flipped(data_config):
     assert all(a != b for a, b in zip(mirrored, same, strict=True)) and any(mirrored) and any(same)
 
 
-def test_evaluation_of_resized_crops_is_the_central_seven_eighths(data_config):
+def test_evaluation_with_resized_crops_sees_the_central_seven_eighths(data_config):
     assert stored_shape("resized_crop_flip", (224, 224, 3)) == (256, 256, 3)
     images = _images(2, side=9)
     out = make_preprocess(data_config(augment="resized_crop_flip"), INFO).evaluate(images)

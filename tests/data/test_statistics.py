@@ -12,7 +12,7 @@ def test_mean_and_deviation_are_numpy_s():
     np.testing.assert_allclose(std, scaled.std(axis=0), rtol=1e-12)
 
 
-def test_they_are_computed_once_and_stored(tmp_path):
+def test_statistics_are_computed_once_and_stored(tmp_path):
     calls = []
 
     def compute():

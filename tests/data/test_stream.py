@@ -12,7 +12,7 @@ def _load(config, sharding=None, seed=0, batch_size=24, eval_batch_size=16):
 @pytest.fixture
 def stream_config(data_config, image_folder):
     def make(**overrides):
-        settings = {"name": "folder", "path": str(image_folder), "image_size": 16, "feed": "stream"}
+        settings = {"name": "folder", "path": str(image_folder), "image_size": 16, "pipeline": "stream"}
         return data_config(**{**settings, **overrides})
 
     return make
@@ -24,11 +24,11 @@ def _same(one, other):
 
 
 @pytest.mark.parametrize("augment", ["none", "resized_crop_flip"])
-def test_both_paths_give_the_same_examples_and_the_same_evaluation(stream_config, augment):
-    stream, device = (_load(stream_config(feed=feed, augment=augment)) for feed in ("stream", "device"))
+def test_both_pipelines_give_the_same_examples_and_the_same_evaluation(stream_config, augment):
+    stream, device = (_load(stream_config(pipeline=name, augment=augment)) for name in ("stream", "device"))
     assert stream.info.streamed and not device.info.streamed
-    for update in (0, 1, 4):
-        one, other = stream.train_batch(update), device.train_batch(update)
+    for step in (0, 1, 4):
+        one, other = stream.train_batch(step), device.train_batch(step)
         np.testing.assert_array_equal(one["index"], other["index"])
         np.testing.assert_array_equal(one["label"], other["label"])
         if augment == "none":
@@ -43,12 +43,12 @@ def test_both_paths_give_the_same_examples_and_the_same_evaluation(stream_config
     stream.close()
 
 
-def test_a_batch_depends_on_seed_and_update_alone(stream_config):
+def test_a_batch_depends_on_seed_and_step_alone(stream_config):
     config = stream_config(augment="resized_crop_flip")
     one, other = _load(config), _load(config)
-    in_order = [one.train_batch(update) for update in range(5)]
-    for update in (3, 4, 1):
-        _same(in_order[update], other.train_batch(update))
+    in_order = [one.train_batch(step) for step in range(5)]
+    for step in (3, 4, 1):
+        _same(in_order[step], other.train_batch(step))
     assert in_order[0]["image"].shape == (24, 16, 16, 3)
     different = _load(config, seed=1).train_batch(0)
     assert not np.array_equal(in_order[0]["index"], different["index"])
@@ -67,7 +67,7 @@ def test_crops_differ_between_epochs(stream_config):
     dataset.close()
 
 
-def test_eight_devices_hold_what_one_does(stream_config, eight_way):
+def test_eight_devices_give_the_same_batches_as_one(stream_config, eight_way):
     config = stream_config(augment="resized_crop_flip")
     one, eight = _load(config), _load(config, eight_way)
     batch = eight.train_batch(2)
@@ -78,11 +78,11 @@ def test_eight_devices_hold_what_one_does(stream_config, eight_way):
     one.close(), eight.close()
 
 
-def test_two_worker_processes_give_what_none_do(stream_config):
+def test_two_worker_processes_give_the_same_batches_as_threads(stream_config):
     none, two = (_load(stream_config(augment="resized_crop_flip", workers=count)) for count in (0, 2))
     try:
-        for update in (1, 2, 3):
-            _same(none.train_batch(update), two.train_batch(update))
+        for step in (1, 2, 3):
+            _same(none.train_batch(step), two.train_batch(step))
     finally:
         none.close(), two.close()
 

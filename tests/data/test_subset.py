@@ -5,7 +5,7 @@ from rmn_jax.data import load
 from rmn_jax.errors import UserError
 
 
-def test_the_first_classes_are_kept_in_the_splits_order(data_config):
+def test_the_first_classes_are_kept_in_the_order_of_the_split(data_config):
     whole = load(data_config(), batch_size=16, eval_batch_size=400, seed=0)
     part = load(data_config(classes=3), batch_size=16, eval_batch_size=400, seed=0)
     assert part.info.num_classes == 3 and part.info.class_names == whole.info.class_names[:3]
@@ -21,6 +21,6 @@ def test_the_first_classes_are_kept_in_the_splits_order(data_config):
 
 
 @pytest.mark.parametrize("classes", [-1, 11])
-def test_a_number_of_classes_that_is_not_there_is_refused(data_config, classes):
+def test_an_impossible_number_of_classes_is_refused(data_config, classes):
     with pytest.raises(UserError, match=r"config\.data\.classes is .*; digits has 10 classes"):
         load(data_config(classes=classes), batch_size=16, eval_batch_size=16, seed=0)

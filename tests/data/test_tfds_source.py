@@ -12,7 +12,7 @@ from rmn_jax.errors import UserError
 
 
 def _write(data_dir, name: str, splits: dict[str, list[dict]], features, file_format="array_record") -> None:
-    """Writes a data set as tfds does, with a builder of our own."""
+    """Writes a data set with tfds, from a builder made for the test."""
 
     class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("3.0.2")
@@ -46,7 +46,7 @@ def _example(number: int, classes: int = 100) -> dict:
 
 @pytest.fixture
 def cifar100(tmp_path):
-    """Returns a data_dir with 40 + 10 images in the features of tfds's own cifar100."""
+    """A data_dir with 40 + 10 images that have the features of tfds's cifar100."""
     with tfds.testing.mock_data(num_examples=1):
         features = dict(tfds.builder("cifar100").info.features.items())
     splits = {"train": [_example(n) for n in range(40)], "test": [_example(n) for n in range(40, 50)]}
@@ -66,9 +66,8 @@ def test_cifar100_as_tfds_describes_it(cifar100, data_config):
     assert not expected
 
 
-def test_mock_data_gives_what_the_features_promise():
-    # tfds serves random images of the right kind without TensorFlow: our choice of keys fits its own
-    # builders.
+def test_the_chosen_keys_fit_tfds_s_builders():
+    # tfds's mock data are random images of the right shape, and need no TensorFlow.
     for name, shape, classes in (("cifar100", (32, 32, 3), 100), ("mnist", (28, 28, 1), 10)):
         with tfds.testing.mock_data(num_examples=3):
             builder = tfds.builder(name)
@@ -115,7 +114,7 @@ def test_a_set_without_images_or_with_one_split_is_refused(tmp_path):
         tfds_source.open_image_set("tfds:half", str(tmp_path))
 
 
-def test_a_set_that_is_not_there_says_how_to_build_it(tmp_path):
+def test_a_missing_set_names_the_command_that_builds_it(tmp_path):
     with pytest.raises(UserError, match=f"tfds build flowers --file_format=array_record --data_dir={tmp_path}"):
         tfds_source.open_image_set("tfds:flowers", str(tmp_path))
 
@@ -129,7 +128,7 @@ def test_sources_pickle_small_and_read_the_same(cifar100):
     assert source.describe(3).endswith("split train, record 3")
 
 
-def test_the_fingerprint_follows_the_files(cifar100, tmp_path):
+def test_the_fingerprint_depends_on_the_files(cifar100, tmp_path):
     first = tfds_source.open_image_set("cifar100", str(cifar100)).fingerprint
     shutil.copytree(cifar100, tmp_path / "moved")
     assert tfds_source.open_image_set("cifar100", str(tmp_path / "moved")).fingerprint == first
@@ -149,7 +148,7 @@ def test_a_missing_or_damaged_file_is_one_line(cifar100):
     with pytest.raises(UserError, match=r"prepare it again"):
         tfds_source.open_image_set("cifar100", str(cifar100)).train.read(range(40))
     train.unlink()
-    with pytest.raises(UserError, match=r"cifar100 is not whole .*prepare it again"):
+    with pytest.raises(UserError, match=r"cifar100 is incomplete .*prepare it again"):
         tfds_source.open_image_set("cifar100", str(cifar100))
 
 

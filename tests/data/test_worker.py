@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rmn_jax.data.sources import ArraySource
-from rmn_jax.data.worker import CHUNK, EvaluationChunks, Layout, TrainChunks, concatenate
+from rmn_jax.data.worker import CHUNK, ChunkGrid, EvaluationChunks, TrainChunks, concatenate
 
 
 def _source(count: int = 50, labels=None) -> ArraySource:
@@ -10,39 +10,39 @@ def _source(count: int = 50, labels=None) -> ArraySource:
     return ArraySource(images, np.zeros(count, np.int32) if labels is None else labels, "made")
 
 
-def _batch(chunks, layout: Layout, batch: int):
-    per_batch = layout.chunks_per_batch
+def _batch(chunks, grid: ChunkGrid, batch: int):
+    per_batch = grid.chunks_per_batch
     return concatenate([chunks[batch * per_batch + chunk] for chunk in range(per_batch)])
 
 
-def test_chunks_cut_a_batch_in_order():
-    # 40 rows are chunks of 16, 16 and 8; the stream begins with batch 7, so chunk 4 is the second of batch 8.
-    layout = Layout(batch_size=40, rows=np.arange(40), first_batch=7, num_batches=3)
-    assert CHUNK == 16 and layout.chunks_per_batch == 3
-    batch, rows = layout.locate(4)
+def test_chunks_divide_a_batch_in_order():
+    # 40 rows are chunks of 16, 16 and 8. The first batch is 7, so chunk 4 is the second of batch 8.
+    grid = ChunkGrid(batch_size=40, rows=np.arange(40), first_batch=7, num_batches=3)
+    assert CHUNK == 16 and grid.chunks_per_batch == 3
+    batch, rows = grid.locate(4)
     assert batch == 8
     np.testing.assert_array_equal(rows, np.arange(16, 32))
-    assert len(EvaluationChunks(_source(), layout, 1, (4, 4, 3))) == 9
+    assert len(EvaluationChunks(_source(), grid, 1, (4, 4, 3))) == 9
 
 
 @pytest.mark.parametrize("crops", [False, True])
-def test_two_hosts_make_the_halves_of_what_one_makes(crops):
+def test_two_hosts_make_the_halves_of_the_batch_of_one(crops):
     def make(rows):
-        layout = Layout(40, rows, 3, 2)
-        chunks = TrainChunks(_source(), layout, 1, (4, 4, 3), seed=5, crops=crops, attempts=0)
-        return _batch(chunks, layout, 1)
+        grid = ChunkGrid(40, rows, 3, 2)
+        chunks = TrainChunks(_source(), grid, 1, (4, 4, 3), seed=5, crops=crops, attempts=0)
+        return _batch(chunks, grid, 1)
 
     whole, first, second = make(np.arange(40)), make(np.arange(20)), make(np.arange(20, 40))
     for both, one, other in zip(whole[:4], first[:4], second[:4], strict=True):
         np.testing.assert_array_equal(both, np.concatenate([one, other]))
 
 
-def test_an_unusable_example_gives_way_to_its_successor_up_to_the_limit():
+def test_its_successor_replaces_an_unusable_example_up_to_the_limit():
     labels = np.zeros(50, np.int32)
     labels[[10, 11, 49]] = 9  # out of range
-    layout = Layout(50, np.arange(50), 0, 1)
-    chunks = TrainChunks(_source(labels=labels), layout, 1, (4, 4, 3), seed=0, crops=False, attempts=3)
-    batch = _batch(chunks, layout, 0)
+    grid = ChunkGrid(50, np.arange(50), 0, 1)
+    chunks = TrainChunks(_source(labels=labels), grid, 1, (4, 4, 3), seed=0, crops=False, attempts=3)
+    batch = _batch(chunks, grid, 0)
     counts = np.bincount(batch.position, minlength=50)
     expected = np.ones(50, int)
     expected[[10, 11, 49]] = 0
@@ -57,12 +57,12 @@ def test_an_unusable_example_gives_way_to_its_successor_up_to_the_limit():
     ]
 
 
-def test_evaluation_masks_what_is_unusable_or_beyond_the_end():
+def test_evaluation_masks_unusable_examples_and_rows_beyond_the_end():
     labels = np.zeros(50, np.int32)
     labels[3] = -1
-    layout = Layout(40, np.arange(40), 0, 2)
-    chunks = EvaluationChunks(_source(labels=labels), layout, 1, (4, 4, 3))
-    first, second = _batch(chunks, layout, 0), _batch(chunks, layout, 1)
+    grid = ChunkGrid(40, np.arange(40), 0, 2)
+    chunks = EvaluationChunks(_source(labels=labels), grid, 1, (4, 4, 3))
+    first, second = _batch(chunks, grid, 0), _batch(chunks, grid, 1)
     np.testing.assert_array_equal(first.mask, np.arange(40) != 3)
     np.testing.assert_array_equal(second.mask, np.arange(40) < 10)
     assert first.problems == ["made, example 3\tits label is -1, outside 0..0"] and not second.problems

@@ -1,4 +1,4 @@
-"""The experiments' harness, on digits: rows, seeds, shared stems, resuming, and what a user can get wrong."""
+"""Training the rows of an experiment, on digits: seeds, a shared phase 1, resuming, results files, user errors."""
 
 import json
 import pathlib
@@ -11,8 +11,8 @@ import pytest
 from experiments import ablations, batch_size, ladder, routers, runs, runtime, suite
 from rmn_jax.config import default_config, from_json, validate
 from rmn_jax.errors import Preempted, UserError
-from rmn_jax.four_step import run_training
-from rmn_jax.train.run import Run
+from rmn_jax.training.phases import run_training
+from rmn_jax.training.run import Run
 
 
 def small(variant, **settings):
@@ -35,12 +35,12 @@ def arguments(tmp_path, *words):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Both rows trained once: the folder and the summary."""
+    """Both rows, trained once: the folder and the summary."""
     folder = tmp_path_factory.mktemp("suite")
     return folder, suite.run_rows(arguments(folder), rows())
 
 
-def test_the_results_file_has_every_run_with_where_and_how(finished):
+def test_the_results_file_has_every_run_with_its_provenance(finished):
     folder, summary = finished
     stored = json.loads((folder / "out.json").read_text())
     assert stored == json.loads(json.dumps(summary))
@@ -56,7 +56,7 @@ def test_the_results_file_has_every_run_with_where_and_how(finished):
     assert len({line.count("|") for line in table.strip().splitlines()}) == 1
 
 
-def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
+def test_sharing_phase_1_does_not_change_a_result(finished, tmp_path):
     folder, summary = finished
     assert len(list((folder / "runs" / "stems").iterdir())) == 1
     alone = Run(small("rmn_no_ca", seed=3), tmp_path / "alone", quiet=True)
@@ -67,7 +67,7 @@ def test_rows_share_step_1_and_come_out_as_if_they_did_not(finished, tmp_path):
     assert {**result, "seconds": 0} == {key: value for key, value in {**known, "seconds": 0}.items() if key != "made"}
 
 
-def test_a_run_without_its_last_line_has_no_result(finished, tmp_path):
+def test_a_run_without_a_line_of_the_last_epoch_has_no_result(finished, tmp_path):
     source = next(path.parent for path in (finished[0] / "runs").glob("*/result.json"))
     shutil.copytree(source, tmp_path / "run")
     run = Run(from_json(source / "config.json"), tmp_path / "run", quiet=True)
@@ -78,7 +78,7 @@ def test_a_run_without_its_last_line_has_no_result(finished, tmp_path):
         runs.result_of(run)
 
 
-def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path, monkeypatch):
+def test_finished_runs_are_read_and_an_unfinished_one_resumes(finished, tmp_path, monkeypatch):
     folder, summary = finished
     shutil.copytree(folder / "runs", tmp_path / "runs")
     (unfinished,) = (tmp_path / "runs").glob("rmn-3-*")
@@ -92,7 +92,7 @@ def test_finished_runs_are_read_and_an_unfinished_one_goes_on(finished, tmp_path
     assert again["rows"] == summary["rows"]
 
 
-def test_a_configuration_is_trained_once_whatever_its_row_is_called(finished, monkeypatch):
+def test_rows_with_the_same_configuration_are_one_run(finished, monkeypatch):
     folder, summary = finished
     monkeypatch.setattr(runs, "run_training", lambda run: pytest.fail(f"trained {run.workdir}"))
     there = arguments(folder, f"--out={folder / 'other.json'}")
@@ -100,7 +100,22 @@ def test_a_configuration_is_trained_once_whatever_its_row_is_called(finished, mo
     assert other["rows"][0]["runs"] == summary["rows"][1]["runs"]
 
 
-def test_an_unfinished_stem_is_everybodys_who_shares_it(tmp_path):
+def test_runs_of_an_earlier_release_are_found(finished, tmp_path, monkeypatch):
+    folder, summary = finished
+    root = tmp_path / "runs"
+    shutil.copytree(folder / "runs", root)
+    for path in [*root.glob("*/config.json"), *root.glob("stems/*/config.json")]:
+        stored = json.loads(path.read_text())
+        stored["data"]["feed"] = stored["data"].pop("pipeline")  # its earlier name
+        path.write_text(json.dumps(stored))
+        path.parent.rename(path.parent.with_name(f"{path.parent.name}-old"))  # the old name has another digest
+    monkeypatch.setattr(runs, "run_training", lambda run: pytest.fail(f"trained {run.workdir}"))
+    assert suite.run_rows(arguments(tmp_path), rows())["rows"] == summary["rows"]
+    shared = runs.stem_config(small("rmn_no_ca", seed=3))
+    assert [path.name[-4:] for path in runs.existing_folders(shared, root / "stems")] == ["-old"]
+
+
+def test_an_unfinished_phase_1_is_finished_by_another_run_that_shares_it(tmp_path):
     root, units = tmp_path / "runs", {n: small("rmn_no_ca", model__num_units=n) for n in (1, 2)}
     with pytest.raises(Preempted):
         runs.run_once(units[1], root, "one", until=time.monotonic() - 1)
@@ -110,7 +125,7 @@ def test_an_unfinished_stem_is_everybodys_who_shares_it(tmp_path):
 def test_two_processes_do_not_train_the_same_run(tmp_path):
     config = small("plain")
     name = runs.folder_of(config, tmp_path, "row").name
-    with runs._alone(tmp_path, name), pytest.raises(UserError, match="another process trains"):
+    with runs.lock(tmp_path, name), pytest.raises(UserError, match="another process trains"):
         runs.run_once(config, tmp_path, "row", until=float("inf"))
 
 
@@ -128,7 +143,7 @@ def test_a_wrong_argument_is_one_line(word, line, capsys):
     assert stopped.value.code == 2 and capsys.readouterr().err == f"{line}\n"
 
 
-def test_only_the_documented_times_take_the_place_of_the_published_ones():
+def test_only_the_documented_measurement_replaces_the_published_times():
     out = lambda *words: runtime.default_out(runtime.parse(words))  # noqa: E731
     published = json.loads((suite.RESULTS / "runtime.json").read_text())["command"].split()[3:]
     assert out(*published) == out("--data=tiny_imagenet") == suite.RESULTS / "runtime.json"
@@ -137,7 +152,7 @@ def test_only_the_documented_times_take_the_place_of_the_published_ones():
         assert out(*words) == pathlib.Path("runs/runtime_trial.json")
 
 
-def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys, monkeypatch):
+def test_rows_are_chosen_by_name_and_an_unknown_name_is_an_error(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/trial.py"])
     assert [row.name for row in suite.choose(rows(), arguments(tmp_path, "--rows", "rmn"))] == ["RMN"]
     code = suite.main(lambda: suite.run_rows(arguments(tmp_path, "--rows", "wide"), rows()))
@@ -145,8 +160,8 @@ def test_rows_by_name_and_the_line_for_a_name_that_is_not_there(tmp_path, capsys
     assert code == 2 and error == "trial: no row is called wide; there are: Original, RMN.\n"
 
 
-def test_only_what_step_1_depends_on_makes_another_stem():
-    key = lambda variant="rmn_no_ca", **settings: runs._digest(runs.stem_config(small(variant, **settings)))  # noqa: E731
+def test_runs_share_phase_1_unless_it_depends_on_a_key_that_differs():
+    key = lambda variant="rmn_no_ca", **settings: runs.digest(runs.stem_config(small(variant, **settings)))  # noqa: E731
     assert key() == key("plain", batch_size=256)
     for same in ("model__num_units", "checkpoint__keep", "eval_every_epochs"):
         assert key(**{same: 7}) == key()
@@ -171,7 +186,7 @@ def test_every_experiment_has_rows_that_a_run_accepts(scale):
     assert len({row.slug for row in batch_size.cpu_rows()}) == len(batch_size.cpu_rows())
 
 
-def test_a_part_of_an_experiment_does_not_take_the_place_of_the_published_results(tmp_path):
+def test_a_part_of_an_experiment_does_not_replace_the_published_results(tmp_path):
     parse = lambda *words: suite.parser("A trial.", "trial").parse_args([f"--workdir={tmp_path}", *words])  # noqa: E731
     assert suite.default_out(parse(), tmp_path) == suite.RESULTS / "trial_cpu.json"
     for part in (["--rows", "rmn"], ["--seeds", "1"], ["--epochs", "2"]):

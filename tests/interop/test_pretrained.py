@@ -1,4 +1,4 @@
-"""A weights file becomes a run: plain, evaluated as it is; or an RMN that goes on with steps 2 to 4."""
+"""A run from a weights file: an RMN that continues with phases 2 to 4."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torchvision_files
 from safetensors.numpy import save_file
 
-from rmn_jax.main import main
+from rmn_jax.cli.main import main
 
 DIGITS = [
     "--config=configs/digits.py",
@@ -38,26 +38,26 @@ def run_import(workdir, weights, *more):
     )
 
 
-def last(capsys):
+def last_line(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_an_imported_rmn_goes_on_with_cloning_memories_and_routed_training(weights, tmp_path, capsys):
+def test_an_imported_rmn_continues_with_cloning_memories_and_routed_training(weights, tmp_path, capsys):
     assert run_import(tmp_path / "run", weights, "--num_units=2", *DIGITS) == 0
-    report = last(capsys)
-    assert report["loaded"] == 122 - 20  # a state dict of 122 tensors, less the 20 counters of batch norm
+    report = last_line(capsys)
+    assert report["loaded"] == 122 - 20  # 122 tensors in the state dict, minus the 20 batch counters of batch norm
     assert report["missing"] == report["unexpected"] == []
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["method"] == "rmn" and config["stem_epochs"] == 0 and config["model"]["num_units"] == 2
-    # The same configuration goes on: memories first, then an epoch of one update.
+    # Training continues with the same configuration: memories first, then an epoch of one step.
     same = ["--config.stem_epochs=0", "--config.model.backbone=resnet18", "--config.model.num_units=2"]
     assert main(["train", f"--workdir={tmp_path / 'run'}", *DIGITS, *same]) == 0
-    assert last(capsys)["steps"] == 1
+    assert last_line(capsys)["steps"] == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [4] and np.array(lines[0]["load"]).shape == (4, 2)
+    assert [line["phase"] for line in lines] == [4] and np.array(lines[0]["load"]).shape == (4, 2)
 
 
-def test_a_wrong_file_and_a_used_folder_change_nothing(weights, tmp_path, capsys):
+def test_a_wrong_file_or_a_used_folder_changes_nothing(weights, tmp_path, capsys):
     (tmp_path / "empty.safetensors").write_bytes(b"")
     assert run_import(tmp_path / "run", tmp_path / "empty.safetensors", *DIGITS) == 2
     assert not (tmp_path / "run").exists()

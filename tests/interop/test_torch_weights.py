@@ -1,4 +1,4 @@
-"""Imported weights: golden logits, agreement with PyTorch where installed, and files that do not fit."""
+"""Imported weights: golden logits, agreement with PyTorch if it is installed, and files that do not match."""
 
 import functools
 import re
@@ -17,10 +17,10 @@ from rmn_jax.models import RMN, create_backbone, vgg
 
 NAMES = ("resnet18", "resnet50", "vgg16_bn", "efficientnet_b0")
 CLASSES = 10
-VGG_WIDTH = 64  # of the linear layers, instead of 4096, to keep the files small
+VGG_WIDTH = 64  # width of the linear layers, instead of 4096, to keep the files small
 
-# Logits of the formula's weights for its two 64x64 images, by PyTorch 2.13 on CPU
-# (rmn_jax/bench/torch_networks.py).
+# Logits of PyTorch 2.13 on CPU (rmn_jax/bench/torch_networks.py), for the weights and the two 64x64 images of
+# torchvision_files.py.
 GOLDEN = {
     "resnet18": [
         [-41.5603, -0.0643884, -91.2064, 48.4198, 89.5106, 64.4908, 13.5549, -55.1878, -31.8588, -10.0443],
@@ -44,7 +44,7 @@ GOLDEN = {
 
 
 def network(name, num_classes=CLASSES, **settings):
-    """torchvision's shape (as for 224 pixels), with VGG's narrow head."""
+    """The network in torchvision's shape (as for 224 pixels), with a narrow head for VGG."""
     backbone = create_backbone(name, num_classes, 224)
     if name == "vgg16_bn":
         backbone = vgg.vgg(vgg.BLOCKS, num_classes, dropped_pools=0, grid=7, width=VGG_WIDTH)
@@ -52,7 +52,7 @@ def network(name, num_classes=CLASSES, **settings):
 
 
 def empty_variables(name, **settings):
-    """Variables that hold -1 everywhere: what keeps it was not loaded."""
+    """Variables that are -1 everywhere. A leaf that is still -1 was not loaded."""
     model = network(name, **settings)
     shapes = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), keys=jax.random.split(jax.random.key(0), 1))
@@ -67,7 +67,7 @@ def arrays_of(name):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Path of each backbone's file, written once."""
+    """A function from a backbone's name to the path of its file, which is written once."""
     folder = tmp_path_factory.mktemp("weights")
 
     @functools.cache
@@ -100,7 +100,7 @@ def test_golden_logits(name, files):
     ("name", "size"), [*((name, 64) for name in NAMES), ("resnet18", 224), ("efficientnet_b0", 224)]
 )
 def test_logits_equal_those_of_pytorch(name, size, files):
-    pytest.importorskip("torch", reason="PyTorch is not installed; the golden logits stand in for it")
+    pytest.importorskip("torch", reason="PyTorch is not installed; see the test of the golden logits")
     from rmn_jax.bench import torch_networks
 
     images = torchvision_files.images(3, size)[1:]
@@ -117,13 +117,13 @@ def test_logits_equal_those_of_pytorch(name, size, files):
         ("efficientnet_b0", 5_288_548),
     ],
 )
-def test_the_oracle_holds_as_many_parameters_as_torchvision(name, count):
+def test_the_oracle_has_as_many_parameters_as_torchvision(name, count):
     shapes = torchvision_files.shapes_of(name, 1000)
     assert sum(int(np.prod(shape)) for key, shape in shapes.items() if "running" not in key and shape) == count
 
 
 def as_timm(name, arrays):
-    """The same weights under timm's names, by rules of their own."""
+    """The same weights with timm's names, by rules that are independent of the package."""
     if name == "vgg16_bn":
         rules = [
             (r"classifier\.0", "pre_logits.fc1"),
@@ -161,7 +161,7 @@ def as_timm(name, arrays):
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn", "efficientnet_b0"])
-def test_names_of_timm_give_the_same_variables(name, files, tmp_path):
+def test_timm_names_give_the_same_variables(name, files, tmp_path):
     save_file(as_timm(name, arrays_of(name)), tmp_path / "timm.safetensors")
     ours, report = load_torch_weights(tmp_path / "timm.safetensors", name, empty_variables(name))
     theirs, _ = load_torch_weights(files(name), name, empty_variables(name))
@@ -180,7 +180,7 @@ def save_changed(path, change):
     return path
 
 
-def test_a_wrong_file_is_named_and_changes_nothing(files, tmp_path):
+def test_a_wrong_file_is_refused_and_changes_nothing(files, tmp_path):
     path = tmp_path / "changed.safetensors"
     variables = empty_variables("resnet18")
     before = digest(variables)
@@ -196,11 +196,11 @@ def test_a_wrong_file_is_named_and_changes_nothing(files, tmp_path):
     misshaped = np.zeros((64, 3, 3, 3), np.float32)
     refused(
         save_changed(path, lambda a: a.update({"conv1.weight": misshaped})),
-        r"conv1\.weight: \(64, 3, 3, 3\), the network wants \(64, 3, 7, 7\)",
+        r"conv1\.weight: \(64, 3, 3, 3\), the network needs \(64, 3, 7, 7\)",
     )
     broken = np.full((10,), np.nan, np.float32)
     refused(save_changed(path, lambda a: a.update({"fc.bias": broken})), r"not finite, in fc\.bias")
-    refused(files("resnet50"), r"missing|mis-shaped")
+    refused(files("resnet50"), r"missing|misshaped")
     refused(files("vgg16_bn"), "no tensor of resnet18")
     refused(tmp_path / "absent.safetensors", "no such file")
     path.write_bytes(b"\x80\x04 a pickle")
@@ -208,15 +208,15 @@ def test_a_wrong_file_is_named_and_changes_nothing(files, tmp_path):
     refused(files("resnet18"), "no weights can be imported for 'resnet8'", backbone="resnet8")
 
 
-def test_cut_file_is_refused(files, tmp_path):
-    (tmp_path / "cut").write_bytes(files("resnet18").read_bytes()[:-1000])
+def test_a_truncated_file_is_refused(files, tmp_path):
+    (tmp_path / "truncated").write_bytes(files("resnet18").read_bytes()[:-1000])
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        load_torch_weights(tmp_path / "cut", "resnet18", empty_variables("resnet18"))
+        load_torch_weights(tmp_path / "truncated", "resnet18", empty_variables("resnet18"))
 
 
 def test_another_number_of_classes_needs_a_fresh_head(files):
     variables = empty_variables("resnet18", num_classes=7)
-    with pytest.raises(UserError, match=r"fc\.weight: \(10, 512\), the network wants \(7, 512\).*--fresh_head"):
+    with pytest.raises(UserError, match=r"fc\.weight: \(10, 512\), the network needs \(7, 512\).*--fresh_head"):
         load_torch_weights(files("resnet18"), "resnet18", variables)
     loaded, report = load_torch_weights(files("resnet18"), "resnet18", variables, fresh_head=True)
     assert report.fresh == ("params/head/fc/bias", "params/head/fc/kernel")
@@ -228,7 +228,7 @@ def test_another_number_of_classes_needs_a_fresh_head(files):
     )
 
 
-def test_not_strict_loads_what_fits_and_reports_the_rest(tmp_path):
+def test_not_strict_loads_what_matches_and_reports_the_rest(tmp_path):
     path = save_changed(tmp_path / "partial.safetensors", lambda a: a.pop("layer1.0.conv1.weight"))
     variables, report = load_torch_weights(path, "resnet18", empty_variables("resnet18"), strict=False)
     assert report.missing == ("layer1.0.conv1.weight",)
@@ -236,7 +236,7 @@ def test_not_strict_loads_what_fits_and_reports_the_rest(tmp_path):
     assert (variables["params"]["stage1"]["block1"]["conv2"]["kernel"] != -1).any()
 
 
-def test_attention_and_gates_keep_what_they_hold(files):
+def test_attention_and_gates_keep_their_values(files):
     variables, report = load_torch_weights(
         files("resnet18"), "resnet18", empty_variables("resnet18", attention="conditional", router="learned")
     )

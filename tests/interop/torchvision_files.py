@@ -1,4 +1,4 @@
-"""What a torchvision state dict of each backbone holds, written out on its own and filled by a formula."""
+"""Names and shapes of torchvision's state dict of each backbone, independent of the package, with values by formula."""
 
 import math
 import zlib
@@ -94,7 +94,7 @@ def shapes_of(name, num_classes, vgg_width=4096):
 
 
 def uniform(name, size):
-    """``size`` numbers in [-1, 1) from the name and the position alone (the finaliser of MurmurHash3)."""
+    """``size`` numbers in [-1, 1), each a function of the name and its position (the finaliser of MurmurHash3)."""
     v = np.arange(size, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(zlib.crc32(name.encode()))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         v = (v ^ (v >> np.uint32(shift))) * np.uint32(factor)
@@ -103,7 +103,7 @@ def uniform(name, size):
 
 
 def fill(shapes):
-    """Name -> array: weights of variance 2 / fan-in, norms and statistics like a trained network's."""
+    """Name -> array: weights with variance 2 / fan-in, norms and statistics like those of a trained network."""
     arrays = {}
     for name, shape in shapes.items():
         if not shape:

@@ -1,18 +1,18 @@
-"""Every backbone x size x {plain, RMN, RMN with CA}: shapes of outputs and variables; none is run."""
+"""Every backbone x image size x {plain, RMN, RMN with attention}: shapes of outputs and variables, traced only."""
 
 import jax
 import pytest
 
 from rmn_jax.analysis.counts import count_parameters, trace_shapes
-from rmn_jax.cloning import is_procedural
 from rmn_jax.errors import UserError
 from rmn_jax.models import BACKBONES, RMN, create_backbone
+from rmn_jax.models.build import option_names
+from rmn_jax.training.cloning import is_procedural
 
 CLASSES = {32: 100, 64: 200, 224: 1000}
 UNITS = 3
 
-# (height and width, channels) of f_1 .. f_S, by hand: how often each size is halved, and the paper's
-# channels.
+# (height and width, channels) of f_1 .. f_S, by hand: how often each size is halved, and the paper's channels.
 RESNET18 = (64, 128, 256, 512)
 RESNET50 = (256, 512, 1024, 2048)
 VGG = (128, 256, 512, 512)
@@ -21,7 +21,7 @@ MAPS = {
     ("resnet8", 32): ((32, 16), (16, 32), (8, 64)),
     ("resnet8", 64): ((64, 16), (32, 32), (16, 64)),
     ("resnet8", 224): ((224, 16), (112, 32), (56, 64)),
-    # Stride 2 and max-pool before stage 1 are dropped on small images; stages 2-4 halve.
+    # On small images the stem has no stride and no max-pool; stages 2-4 halve the size.
     ("resnet10", 32): tuple(zip((32, 16, 8, 4), RESNET18, strict=True)),
     ("resnet10", 64): tuple(zip((64, 32, 16, 8), RESNET18, strict=True)),
     ("resnet10", 224): tuple(zip((56, 28, 14, 7), RESNET18, strict=True)),
@@ -31,17 +31,17 @@ MAPS = {
     ("resnet50", 32): tuple(zip((32, 16, 8, 4), RESNET50, strict=True)),
     ("resnet50", 64): tuple(zip((64, 32, 16, 8), RESNET50, strict=True)),
     ("resnet50", 224): tuple(zip((56, 28, 14, 7), RESNET50, strict=True)),
-    # Five pools, one in the stem; at 64 the stem's and the first stage's are dropped.
+    # Five pools, the first in the stem. At 64 pixels those of the stem and of the first stage are dropped.
     ("vgg16_bn", 32): tuple(zip((8, 4, 2, 1), VGG, strict=True)),
     ("vgg16_bn", 64): tuple(zip((64, 32, 16, 8), VGG, strict=True)),
     ("vgg16_bn", 224): tuple(zip((56, 28, 14, 7), VGG, strict=True)),
-    # Strides 2 in the stem and the 24-channel stage are dropped on small images.
+    # On small images the stem and the stage of 24 channels have stride 1.
     ("efficientnet_b0", 32): tuple(zip((32, 32, 16, 8, 4), EFFICIENTNET, strict=True)),
     ("efficientnet_b0", 64): tuple(zip((64, 64, 32, 16, 8), EFFICIENTNET, strict=True)),
     ("efficientnet_b0", 224): tuple(zip((112, 56, 28, 14, 7), EFFICIENTNET, strict=True)),
 }
 
-# torchvision's plain networks; 1000 classes.
+# Parameters of torchvision's networks at 1000 classes.
 PUBLISHED = {
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
@@ -70,7 +70,7 @@ def test_shapes_plain_routed_and_with_attention(name, size):
     assert plain.outputs.distances == ()
     assert [d.shape for d in routed.outputs.distances] == [(2, UNITS)] * len(maps)
 
-    # A routed leaf is its plain leaf with one axis N in front, at the same path; the others are the same.
+    # A routed leaf is its plain leaf with a leading axis N, at the same path. All other leaves are the same.
     for collection in ("params", "batch_stats"):
         want = jax.tree_util.tree_map_with_path(
             lambda path, leaf: (UNITS, *leaf.shape) if is_procedural(path) else leaf.shape,
@@ -82,23 +82,54 @@ def test_shapes_plain_routed_and_with_attention(name, size):
     memories = {f"memory{i + 1}": (UNITS, channels) for i, channels in enumerate(inputs)}
     assert {k: v.shape for k, v in routed.variables["memory"].items()} == memories
 
-    # One attention a stage and nothing else is added; C -> C/16 and C/16 + N -> C, without biases.
+    # Attention adds two linear layers for each stage and nothing else: C -> C/16 and C/16 + N -> C, without biases.
     added = sum(c * max(1, c // 16) + (max(1, c // 16) + UNITS) * c for _, c in maps)
     assert count_parameters(attentive.variables) - count_parameters(routed.variables) == added
     assert set(attentive.variables["params"]) - set(routed.variables["params"]) == {
         f"attention{i + 1}" for i in range(len(maps))
     }
 
-    # Routing costs N C products a stage, attention its two linear layers.
+    # For each stage, routing costs N C products, and attention those of its two linear layers.
     assert routed.multiply_adds - plain.multiply_adds == UNITS * sum(inputs)
     assert attentive.multiply_adds - routed.multiply_adds == added
     if size == 224 and name in PUBLISHED:
         assert count_parameters(plain.variables) == PUBLISHED[name]
 
 
-def test_a_width_doubles_from_stage_to_stage_and_is_for_resnets():
+def test_the_width_is_the_first_stages_and_doubles_from_stage_to_stage():
     model = RMN(create_backbone("resnet10", 10, 32, width=24), UNITS, routed=False)
     assert [f.shape[-1] for f in trace_shapes(model, 32, batch=2).outputs.stages] == [24, 48, 96, 192]
-    for name, width in (("vgg16_bn", 32), ("resnet18", -1)):
-        with pytest.raises(UserError, match=f"model.width is {width} for {name}"):
-            create_backbone(name, 10, 32, width=width)
+    with pytest.raises(UserError, match="model.width is -1; it must be 1 or more"):
+        create_backbone("resnet18", 10, 32, width=-1)
+
+
+@pytest.mark.parametrize(("option", "side"), [({}, 7), ({"small_stem": "7x7"}, 7), ({"small_stem": "3x3"}, 3)])
+def test_small_stem_is_the_kernel_of_the_stem_on_small_images(option, side):
+    for size, expected in ((32, side), (224, 7)):
+        model = RMN(create_backbone("resnet10", 10, size, **option), UNITS, routed=False)
+        kernel = trace_shapes(model, size, batch=2).variables["params"]["stem"]["conv1"]["kernel"]
+        assert kernel.shape == (expected, expected, 3, 64)
+    with pytest.raises(UserError, match="unknown model.small_stem '5x5'"):
+        create_backbone("resnet10", 10, 32, small_stem="5x5")
+
+
+def test_the_options_of_a_backbone_are_its_keyword_only_arguments():
+    assert option_names("resnet18") == option_names("resnet50") == option_names("resnet10") == ("small_stem", "width")
+    assert option_names("resnet8") == ("width",)
+    assert option_names("vgg16_bn") == option_names("efficientnet_b0") == option_names("no such backbone") == ()
+
+
+def test_an_option_that_the_backbone_does_not_have_is_named():
+    with pytest.raises(UserError, match=r"vgg16_bn has no option small_stem \(given as '3x3'\); it has no options"):
+        create_backbone("vgg16_bn", 10, 32, small_stem="3x3")
+    with pytest.raises(UserError, match=r"vgg16_bn has no option width \(given as 32\)"):
+        create_backbone("vgg16_bn", 10, 32, width=32)
+    with pytest.raises(UserError, match="resnet8 has no option small_stem .* it has width"):
+        create_backbone("resnet8", 10, 32, small_stem="3x3")
+
+
+def test_an_unknown_backbone_is_refused_with_the_nearest_name():
+    with pytest.raises(
+        UserError, match=r"unknown backbone 'resnet19'; use one of .*vgg16_bn. Did you mean 'resnet1[08]'\?"
+    ):
+        create_backbone("resnet19", 10, 32)

@@ -1,4 +1,4 @@
-"""The composed network: what routing may change, and what it must not."""
+"""The whole network: what routing changes, and what it must not change."""
 
 import functools
 
@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmn_jax import dispatch
-from rmn_jax.cloning import clone, permute_units
 from rmn_jax.models import RMN, create_backbone, initialise
 from rmn_jax.models.resnet import Bottleneck, resnet
+from rmn_jax.training.cloning import clone, permute_units
 
 UNITS = 3
 
@@ -23,7 +22,7 @@ def backbones():
 
 
 def plain_network(backbone, attention):
-    """A plain network with statistics away from their start, and a routed one right after cloning."""
+    """A plain network whose running statistics have moved from their initial values; its variables; images."""
     plain = RMN(backbone, UNITS, routed=False, attention=attention)
     images = jax.random.normal(jax.random.key(1), (24, 16, 16, 3))
     keys = jax.random.split(jax.random.key(2), 24)
@@ -34,7 +33,7 @@ def plain_network(backbone, attention):
 
 
 def cloned(plain, variables, images, seed):
-    """A routed network with spread-out random memories, so that every unit is used."""
+    """The cloned network. Each memory is the feature vector of a random input, so that several units are used."""
     routed = plain.clone(routed=True)
     pooled = jax.jit(plain.apply)(variables, images, keys=jax.random.split(jax.random.key(0), len(images))).pooled
     rng = np.random.default_rng(seed)
@@ -44,13 +43,13 @@ def cloned(plain, variables, images, seed):
 
 @pytest.mark.parametrize("attention", ["none", "se", "conditional"])
 @pytest.mark.parametrize("name", backbones())
-def test_right_after_cloning_routed_logits_are_the_stems(name, attention):
+def test_right_after_cloning_routed_logits_are_the_plain_ones(name, attention):
     plain, variables, images = plain_network(backbones()[name], attention)
     for seed in (0, 1):
         routed, routed_variables = cloned(plain, variables, images, seed)
         result = jax.jit(routed.apply)(routed_variables, images)
         assert len(np.unique(result.assignment)) > 1  # otherwise nothing was routed
-        # Attention sees the assignment, so the stem is given the same condition.
+        # Attention depends on the assignment, so the plain network gets it as its condition.
         expected = jax.jit(plain.apply)(variables, images, assignment=result.assignment)
         np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-4, atol=1e-4)
         for a, b in zip(result.stages, expected.stages, strict=True):
@@ -63,7 +62,7 @@ def test_right_after_cloning_routed_logits_are_the_stems(name, attention):
 def test_renumbering_units_with_their_memories_changes_nothing(train):
     plain, variables, images = plain_network(backbones()["basic"], "se")
     routed, variables = cloned(plain, variables, images, 0)
-    # Make the clones differ.
+    # Different parameters for each unit.
     noise = jax.random.key(5)
     variables["params"] = jax.tree.map(
         lambda leaf: leaf + 0.05 * jax.random.normal(noise, leaf.shape), variables["params"]
@@ -84,18 +83,18 @@ def test_renumbering_units_with_their_memories_changes_nothing(train):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), other_stats, expected)
 
 
-def taken(tree, way):
-    """The plain variables of one way through the stages, ``way[i]`` being the unit of stage i + 1."""
+def variables_of_route(tree, route):
+    """The plain variables of one route through the stages; ``route[i]`` is the unit of stage i + 1."""
 
     def take(path, leaf):
         part = path[0].key
-        return leaf[way[int(part[5:]) - 1]] if part.startswith("stage") else leaf
+        return leaf[route[int(part[5:]) - 1]] if part.startswith("stage") else leaf
 
     return jax.tree_util.tree_map_with_path(take, tree)
 
 
-def test_every_input_takes_its_own_units_way():
-    """The routed network against running each input alone through the plain network its way is made of."""
+def test_every_input_passes_through_the_units_of_its_nearest_memories():
+    """The oracle runs each input alone through the plain network that the units on its route make up."""
     plain, variables, images = plain_network(backbones()["basic"], "none")
     routed, variables = cloned(plain, variables, images, 0)
     variables["params"] = jax.tree.map(
@@ -104,13 +103,13 @@ def test_every_input_takes_its_own_units_way():
     result = jax.jit(routed.apply)(variables, images)
     alone = jax.jit(plain.apply)
     for example in range(6):
-        way = result.assignment[:, example]
-        own = {name: taken(variables[name], way) for name in ("params", "batch_stats")}
-        one = alone(own, images[example : example + 1])
+        route = result.assignment[:, example]
+        on_route = {name: variables_of_route(variables[name], route) for name in ("params", "batch_stats")}
+        one = alone(on_route, images[example : example + 1])
         np.testing.assert_allclose(result.logits[example], one.logits[0], rtol=1e-4, atol=1e-4)
-        for i in range(3):  # and at each stage its nearest memory was the one taken
+        for i in range(3):  # the unit of each stage is that of the nearest memory
             distance = np.linalg.norm(one.pooled[i] - variables["memory"][f"memory{i + 1}"], axis=-1)
-            assert int(way[i]) == int(distance.argmin())
+            assert int(route[i]) == int(distance.argmin())
             np.testing.assert_allclose(result.distances[i][example], distance**2, rtol=1e-3, atol=1e-4)
 
 
@@ -132,21 +131,21 @@ def test_one_unit_is_the_plain_network():
         )
 
 
-def test_the_random_condition_is_uniform_and_fresh_for_each_input_and_stage():
+def test_the_random_condition_is_uniform_and_independent_for_each_input_and_stage():
     plain = RMN(create_backbone("resnet8", 10, 8), num_units=4, routed=False, attention="conditional")
     images = jnp.zeros((400, 4, 4, 3))
     keys = jax.random.split(jax.random.key(0), 400)
     variables = initialise(plain, jax.random.key(0), images[:1], keys=keys[:1])
     conditions = np.asarray(jax.jit(plain.apply)(variables, images, keys=keys).assignment)
     for stage in conditions:
-        # 400 draws of 4: 100 each, standard deviation sqrt(400 x 1/4 x 3/4) = 8.7; four of those are 35.
+        # 400 draws over 4 units: 100 each, standard deviation sqrt(400 x 1/4 x 3/4) = 8.7; four of them are 35.
         assert np.abs(np.bincount(stage, minlength=4) - 100).max() < 35
-    assert 0.15 < np.mean(conditions[0] == conditions[1]) < 0.35  # stages draw independently: 1/4
+    assert 0.15 < np.mean(conditions[0] == conditions[1]) < 0.35  # independent stages agree in 1/4
     with pytest.raises(ValueError, match="needs keys"):
         plain.apply(variables, images)
 
 
-COUNTS = {  # torchvision's at 1000 classes, to the last digit; and the paper's RMN of N = 8 (supplementary Table)
+COUNTS = {  # exact for torchvision's networks at 1000 classes; rounded for the paper's RMNs, N = 8 (its supplement)
     ("resnet18", False, "none"): 11_689_512,
     ("resnet50", False, "none"): 25_557_032,
     ("resnet18", True, "none"): 89.8e6,
@@ -168,7 +167,7 @@ def test_parameter_counts(name, routed, attention):
         assert abs(count - expected) < 0.1e6
 
 
-def test_a_routed_tree_is_the_plain_one_with_an_axis_below_the_stages():
+def test_a_routed_tree_is_the_plain_tree_with_a_leading_axis_below_the_stages():
     backbone = create_backbone("resnet18", 10, 32)
     images, key = jnp.zeros((1, 32, 32, 3)), jax.random.key(0)
     plain = jax.eval_shape(RMN(backbone, 5, routed=False).init, key, images)
@@ -181,9 +180,10 @@ def test_a_routed_tree_is_the_plain_one_with_an_axis_below_the_stages():
     }  # fmt: skip
 
 
-def test_a_deep_stage_and_a_unit_without_inputs_leave_all_gradients_numbers(monkeypatch):
-    # Unused tiles are said to be the last unit's, whose norms, without inputs, would multiply them by 316 each.
-    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
+def test_gradients_stay_finite_in_a_deep_stage_with_a_unit_without_inputs(monkeypatch):
+    # Unused tiles belong to the last unit. It has no inputs, so its variances are 0, and each of its norms would
+    # multiply these tiles by 1 / sqrt(1e-5) = 316.
+    monkeypatch.setattr("rmn_jax.routing.layout.slots_per_tile", lambda *_: 2)
     backbone = resnet(Bottleneck, (6,), 8, 5, stem_kernel=3, stem_strides=1, pool=False)
     images = jax.random.normal(jax.random.key(0), (8, 6, 6, 3))
     assignment = (jnp.arange(8) % 2)[None]
@@ -206,3 +206,17 @@ def test_a_deep_stage_and_a_unit_without_inputs_leave_all_gradients_numbers(monk
     for value, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert np.isfinite(value).all()
         np.testing.assert_allclose(value, wanted, rtol=1e-2, atol=1e-3 * max(1e-3, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_shapes_and_names_that_do_not_fit_are_refused(routed):
+    backbone = create_backbone("resnet8", 10, 8)  # three stages
+    images, key = jnp.zeros((4, 8, 8, 3)), jax.random.key(0)
+    model = RMN(backbone, UNITS, routed=routed)
+    for shape in ((2, 4), (3, 5), (4,)):
+        with pytest.raises(AssertionError, match="assert_shape"):
+            jax.eval_shape(model.init, key, images, assignment=jnp.zeros(shape, jnp.int32))
+    with pytest.raises(AssertionError, match="assert_rank"):
+        jax.eval_shape(model.init, key, images[0])
+    with pytest.raises(ValueError, match="unknown attention 'full'"):
+        jax.eval_shape(model.clone(attention="full").init, key, images)

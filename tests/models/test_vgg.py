@@ -1,4 +1,4 @@
-"""The adaptive average pool of VGG's head, by its definition."""
+"""VGG: the adaptive average pool of its head, by definition, and the smallest image."""
 
 import jax.numpy as jnp
 import numpy as np

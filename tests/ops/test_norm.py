@@ -1,16 +1,15 @@
-"""Batch norm of each unit against computing its sub-batch alone, in float64."""
+"""Batch norm of each unit against that of its sub-batch alone, in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmn_jax import dispatch
-from rmn_jax.dispatch import arrange, lay_out, make_plan
-from rmn_jax.layers import RoutedBatchNorm
-from rmn_jax.ops import batch_moments, normalize
+from rmn_jax.models.layers import RoutedBatchNorm
+from rmn_jax.ops import batch_moments, normalize, scale_and_shift
+from rmn_jax.routing.layout import make_tiles, sort_by_unit, to_layout
 
-UNIT = np.array([0, 0, 0, 2, 2, 3, 3, 3, 3])  # unit 1 gets nothing
+UNIT = np.array([0, 0, 0, 2, 2, 3, 3, 3, 3])  # unit 1 gets no input
 UNITS = 4
 
 
@@ -19,13 +18,13 @@ def alone(x, scale, bias):
     return (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
 
 
-def test_each_unit_is_normalised_by_its_own_sub_batch(rng):
+def test_each_unit_is_normalised_by_its_sub_batch(rng):
     x = rng.normal(2.0, 3.0, size=(9, 4, 5, 6))
     scale, bias = rng.normal(size=(UNITS, 6)), rng.normal(size=(UNITS, 6))
-    plan = make_plan(jnp.array(UNIT), UNITS)
-    moments = batch_moments(jnp.float32(x), plan)
+    layout = sort_by_unit(jnp.array(UNIT), UNITS)
+    moments = batch_moments(jnp.float32(x), layout)
     output = normalize(
-        jnp.float32(x), moments.mean, moments.variance, jnp.float32(scale), jnp.float32(bias), plan, 1e-5
+        jnp.float32(x), moments.mean, moments.variance, jnp.float32(scale), jnp.float32(bias), layout, 1e-5
     )
     for j in (0, 2, 3):
         rows = UNIT == j
@@ -39,11 +38,11 @@ def test_gradients_are_those_of_the_sub_batches_alone(rng):
     x = jnp.float32(rng.normal(size=(9, 3, 3, 4)))
     scale, bias = jnp.float32(rng.normal(size=(UNITS, 4))), jnp.float32(rng.normal(size=(UNITS, 4)))
     weights = jnp.float32(rng.normal(size=x.shape))
-    plan = make_plan(jnp.array(UNIT), UNITS)
+    layout = sort_by_unit(jnp.array(UNIT), UNITS)
 
     def routed(x, scale, bias):
-        moments = batch_moments(x, plan)
-        return jnp.sum(normalize(x, moments.mean, moments.variance, scale, bias, plan, 1e-5) * weights)
+        moments = batch_moments(x, layout)
+        return jnp.sum(normalize(x, moments.mean, moments.variance, scale, bias, layout, 1e-5) * weights)
 
     def separate(x, scale, bias):
         total = 0.0
@@ -62,10 +61,10 @@ def test_gradients_are_those_of_the_sub_batches_alone(rng):
 
 
 @pytest.mark.parametrize("num_units", [None, UNITS])
-def test_running_statistics_move_by_momentum_and_stay_for_a_unit_that_got_nothing(rng, num_units):
+def test_running_statistics_move_by_momentum_and_stay_for_a_unit_without_inputs(rng, num_units):
     x = rng.normal(1.0, 2.0, size=(9, 2, 2, 3))
-    plan = None if num_units is None else make_plan(jnp.array(UNIT), UNITS)
-    module = RoutedBatchNorm(train=True, num_units=num_units, plan=plan)
+    layout = None if num_units is None else sort_by_unit(jnp.array(UNIT), UNITS)
+    module = RoutedBatchNorm(train=True, num_units=num_units, layout=layout)
     variables = module.init(jax.random.key(0), jnp.float32(x))
     groups = {None: np.full(9, True)} if num_units is None else {j: UNIT == j for j in (0, 2, 3)}
     before = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
@@ -81,42 +80,52 @@ def test_running_statistics_move_by_momentum_and_stay_for_a_unit_that_got_nothin
         np.testing.assert_array_equal(after["var"][1], 1.5)
 
 
-def test_evaluation_uses_each_rows_own_running_statistics(rng):
+def test_evaluation_uses_the_running_statistics_of_each_rows_unit(rng):
     x = rng.normal(size=(9, 2, 2, 3))
     mean, variance = rng.normal(size=(UNITS, 3)), rng.uniform(0.5, 2.0, size=(UNITS, 3))
-    module = RoutedBatchNorm(train=False, num_units=UNITS, plan=make_plan(jnp.array(UNIT), UNITS))
+    module = RoutedBatchNorm(train=False, num_units=UNITS, layout=sort_by_unit(jnp.array(UNIT), UNITS))
     variables = module.init(jax.random.key(0), jnp.float32(x))
     variables = {**variables, "batch_stats": {"mean": jnp.float32(mean), "var": jnp.float32(variance)}}
     expected = (x - mean[UNIT][:, None, None]) / np.sqrt(variance[UNIT][:, None, None] + 1e-5)
     np.testing.assert_allclose(module.apply(variables, jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_tiles_have_the_sub_batches_moments_and_gradients_whatever_is_at_nobodys_places(rng, monkeypatch):
-    monkeypatch.setattr(dispatch, "places_to_a_tile", lambda *_: 2)
+def test_moments_and_gradients_of_tiles_are_those_of_sorted_rows_whatever_the_padding_holds(rng, monkeypatch):
+    monkeypatch.setattr("rmn_jax.routing.layout.slots_per_tile", lambda *_: 2)
     x = jnp.float32(rng.normal(2.0, 3.0, size=(9, 4, 5, 6)))
     scale, bias = jnp.float32(rng.normal(size=(2, UNITS, 6)))
     order = rng.permutation(9)
-    plan = make_plan(jnp.array(UNIT[order]), UNITS)
-    tiles = lay_out(plan, 20)
-    noise = jnp.float32(rng.normal(size=arrange(x, None, tiles).shape))
-    nobodys = arrange(jnp.ones_like(x), None, tiles) == 0
-    assert nobodys.any()
+    sorted_rows = sort_by_unit(jnp.array(UNIT[order]), UNITS)
+    tiles = make_tiles(sorted_rows, 20)
+    noise = jnp.float32(rng.normal(size=to_layout(x, None, tiles).shape))
+    padding = to_layout(jnp.ones_like(x), None, tiles) == 0
+    assert padding.any()
 
-    def normalised(x, scale, bias, arrangement):
-        arranged = arrange(x, None, arrangement)
-        if arrangement is tiles:
-            arranged = jnp.where(nobodys, noise, arranged)
-        moments = batch_moments(arranged, arrangement)
-        y = normalize(arranged, moments.mean, moments.variance, scale, bias, arrangement, 1e-5)
-        return arrange(y, arrangement, None), moments
+    def normalised(x, scale, bias, layout):
+        rows = to_layout(x, None, layout)
+        if layout is tiles:
+            rows = jnp.where(padding, noise, rows)
+        moments = batch_moments(rows, layout)
+        y = normalize(rows, moments.mean, moments.variance, scale, bias, layout, 1e-5)
+        return to_layout(y, layout, None), moments
 
     expected, found = (
-        jax.vjp(lambda *values, a=arrangement: normalised(*values, a)[0], x[order], scale, bias)
-        for arrangement in (plan, tiles)
+        jax.vjp(lambda *values, a=layout: normalised(*values, a)[0], x[order], scale, bias)
+        for layout in (sorted_rows, tiles)
     )
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-5)
     cotangent = jnp.float32(rng.normal(size=x.shape))
     for value, wanted in zip(found[1](cotangent), expected[1](cotangent), strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-3, atol=1e-4)
-    for value, wanted in zip(*(normalised(x[order], scale, bias, a)[1] for a in (tiles, plan)), strict=True):
+    moments = (normalised(x[order], scale, bias, layout)[1] for layout in (tiles, sorted_rows))
+    for value, wanted in zip(*moments, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_the_layout_are_refused():
+    layout, vectors = sort_by_unit(jnp.array(UNIT), UNITS), jnp.ones((UNITS, 3))
+    for shape in ((8, 2, 2, 3), (9, 2, 3)):  # a row too few, an axis too few
+        with pytest.raises(AssertionError):
+            batch_moments(jnp.zeros(shape), layout)
+    with pytest.raises(AssertionError, match="assert_shape"):
+        scale_and_shift(jnp.zeros((9, 2, 2, 3)), vectors[0], vectors[0], layout)

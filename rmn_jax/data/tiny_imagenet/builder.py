@@ -1,8 +1,8 @@
-"""The tfds builder of Tiny ImageNet: encoded JPEGs as published, into ArrayRecord, without TensorFlow.
+"""The tfds builder of Tiny ImageNet. It writes the published JPEGs unchanged into ArrayRecord, without TensorFlow.
 
-Labels number the 200 classes in the order of `wnids.txt`. tfds's label names are those WordNet ids; the names
-for people, from `words.txt`, are in the data set's metadata under `class_names`. The unlabelled test images
-are left out.
+Labels number the 200 classes in the order of ``wnids.txt``. tfds's label names are these WordNet ids. The
+human-readable names, from ``words.txt``, are in the metadata of the data set under ``class_names``. The unlabelled test
+images are not included.
 """
 
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ the labels is that of wnids.txt. Some images are greyscale JPEGs; they decode to
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Builds the data set `tiny_imagenet`.
+    """Builds the data set ``tiny_imagenet``.
 
     Args:
-        source: the published zip, its unpacked folder, or a folder with either; None looks in tfds's own
-            folder for manual downloads.
-        **options: those of `tfds.core.GeneratorBasedBuilder`.
+      source: the published zip file, its unpacked folder, or a folder that contains one of the two; None is tfds's
+        folder for manual downloads.
+      **options: those of ``tfds.core.GeneratorBasedBuilder``.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -62,7 +62,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         archive = open_archive(source, ROOT, "wnids.txt")
         class_ids = _text(archive, "wnids.txt").split()
         if len(class_ids) != 200 or len(set(class_ids)) != 200:
-            raise UserError(f"{archive.describe('wnids.txt')} names {len(set(class_ids))} classes instead of 200.")
+            found = len(set(class_ids))
+            raise UserError(
+                f"{archive.describe('wnids.txt')} names {found} classes instead of 200; unpack the zip again."
+            )
         self.info.features["label"].names = class_ids
         self.info.metadata["class_names"] = _class_names(archive, class_ids)
         train, validation = _list_images(archive, class_ids)
@@ -77,7 +80,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             try:
                 check_jpeg(data, IMAGE_SHAPE[:2])
             except UnreadableImage as error:
-                raise UserError(f"{archive.describe(name)}: {error}. Fetch the data set again.") from error
+                raise UserError(f"{archive.describe(name)}: {error}. Download the data set again.") from error
             identity = Path(name).stem
             yield identity, {"id": identity, "image": data, "label": class_id}
 
@@ -86,23 +89,23 @@ def _text(archive: Folder | Zip, name: str) -> str:
     try:
         return archive.read(name).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{archive.describe(name)} is not a text file ({error}).") from error
+        raise UserError(f"{archive.describe(name)} is not a text file ({error}); unpack the zip again.") from error
 
 
 def _class_names(archive: Folder | Zip, class_ids: list[str]) -> list[str]:
-    """Returns the names for people, in the order of `class_ids`; two classes may share one."""
+    """The human-readable names, in the order of ``class_ids``. Two classes may have the same name."""
     words = dict(line.split("\t", 1) for line in _text(archive, "words.txt").splitlines() if "\t" in line)
     missing = [class_id for class_id in class_ids if class_id not in words]
     if missing:
-        raise UserError(f"{archive.describe('words.txt')} has no name for {missing[0]}.")
+        raise UserError(f"{archive.describe('words.txt')} has no name for {missing[0]}; unpack the zip again.")
     return [words[class_id].strip() for class_id in class_ids]
 
 
 def _list_images(archive: Folder | Zip, class_ids: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns {path: class id} of the training and of the validation images, in a fixed order.
+    """{path: class id} of the training and of the validation images, in a fixed order.
 
-    The lists come from the archive's own tables (boxes and annotations), and every image of the tables must
-    be there, so a half-unpacked folder is noticed.
+    The lists come from the archive's tables (boxes and annotations). Every image in the tables must exist, so a folder
+    that was not completely unpacked is detected.
     """
     present = set(archive.names())
     train: dict[str, str] = {}
@@ -115,7 +118,9 @@ def _list_images(archive: Folder | Zip, class_ids: list[str]) -> tuple[dict[str,
     for number, line in enumerate(_text(archive, annotations).splitlines(), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in known:
-            raise UserError(f"{archive.describe(annotations)}, line {number}: its label is not in wnids.txt.")
+            raise UserError(
+                f"{archive.describe(annotations)}, line {number}: its label is not in wnids.txt; unpack the zip again."
+            )
         validation[f"val/images/{fields[0]}"] = fields[1]
     missing = [name for name in (*train, *validation) if name not in present]
     if missing:

@@ -17,7 +17,7 @@ def _decoded(path) -> np.ndarray:
 
 
 def _by_id(data_dir, split: str) -> dict[str, dict]:
-    """Reads a split as any user of tfds would, and decodes with tfds."""
+    """A split, read and decoded by tfds."""
     builder = tfds.builder_from_directory(tfds_source.find("tiny_imagenet", str(data_dir)))
     return {example["id"].decode(): example for example in builder.as_data_source(split)}
 
@@ -32,7 +32,7 @@ def zipped(small_tiny_imagenet, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_everything_published_arrives(small_tiny_imagenet, tmp_path, kind, request):
+def test_all_published_images_are_in_the_data_set(small_tiny_imagenet, tmp_path, kind, request):
     source = small_tiny_imagenet if kind == "folder" else request.getfixturevalue("zipped")
     counts = prepare("tiny_imagenet", str(source), str(tmp_path / "tfds"))
     assert counts == {"examples": {"train": 400, "validation": 20}}
@@ -52,7 +52,7 @@ def test_everything_published_arrives(small_tiny_imagenet, tmp_path, kind, reque
     assert grey.shape == (64, 64, 3) and (grey == 35).all()
 
 
-def test_names_are_for_people_and_ids_are_kept(small_tiny_imagenet, tmp_path, data_config):
+def test_class_names_are_readable_and_ids_are_kept(small_tiny_imagenet, tmp_path, data_config):
     prepare("tiny_imagenet", str(small_tiny_imagenet), str(tmp_path / "tfds"))
     builder_dir = tfds_source.find("tiny_imagenet", str(tmp_path / "tfds"))
     labels = (builder_dir / "label.labels.txt").read_text().split()
@@ -66,10 +66,10 @@ def test_names_are_for_people_and_ids_are_kept(small_tiny_imagenet, tmp_path, da
 
 
 def _damage(root, kind: str) -> str:
-    """Damages the folder; returns what the error must say."""
+    """Damages the folder and returns a part of the expected error."""
     first = (root / "wnids.txt").read_text().split()[0]
     image = root / "train" / first / "images" / f"{first}_1.JPEG"
-    if kind == "cut image":
+    if kind == "truncated image":
         image.write_bytes(image.read_bytes()[:300])
         return f"{first}_1.JPEG: it"
     if kind == "not an image":
@@ -94,7 +94,7 @@ def _damage(root, kind: str) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["cut image", "not an image", "wrong size", "missing image", "unknown label", "few classes", "no names"],
+    ["truncated image", "not an image", "wrong size", "missing image", "unknown label", "few classes", "no names"],
 )
 def test_damage_is_one_line_and_leaves_nothing(small_tiny_imagenet, tmp_path, kind):
     line = _damage(small_tiny_imagenet, kind)
@@ -104,7 +104,7 @@ def test_damage_is_one_line_and_leaves_nothing(small_tiny_imagenet, tmp_path, ki
     assert list((tmp_path / "tfds").rglob("*")) == []
 
 
-def test_the_real_one_is_whole(real_tiny_imagenet):
+def test_the_real_data_set_is_complete(real_tiny_imagenet):
     folder, data_dir = real_tiny_imagenet
     assert prepare("tiny_imagenet", str(folder), str(data_dir)) == {
         "examples": {"train": 100_000, "validation": 10_000}
@@ -123,7 +123,7 @@ def test_known_real_images_have_their_published_pixels_class_and_name(real_tiny_
     class_ids = (folder / "wnids.txt").read_text().split()
     annotated = dict(line.split("\t")[:2] for line in (folder / "val" / "val_annotations.txt").read_text().splitlines())
     words = dict(line.split("\t") for line in (folder / "words.txt").read_text().splitlines())
-    config = data_config(name="tiny_imagenet", data_dir=str(data_dir), feed="stream")
+    config = data_config(name="tiny_imagenet", data_dir=str(data_dir), pipeline="stream")
     dataset = load(config, batch_size=8, eval_batch_size=100, seed=0, sharding=None)
     builder = tfds.builder_from_directory(tfds_source.find("tiny_imagenet", str(data_dir)))
     skip = {"image": tfds.decode.SkipDecoding()}
@@ -135,5 +135,5 @@ def test_known_real_images_have_their_published_pixels_class_and_name(real_tiny_
         label = int(batch["label"][row])
         assert class_ids[label] == annotated[name] and dataset.info.class_names[label] == words[annotated[name]]
     images = [Image.open(io.BytesIO((folder / "val" / "images" / name).read_bytes())) for name in names]
-    assert "L" in {image.mode for image in images}  # a hundred images hold about two greyscale ones
+    assert "L" in {image.mode for image in images}  # about two of a hundred images are greyscale
     dataset.close()

@@ -1,0 +1,67 @@
+"""Arguments that several commands have, and their types."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from rmn_jax.errors import UserError
+
+
+class Command(NamedTuple):
+    """A command of the command line.
+
+    Attributes:
+      help: one line, without a capital and without a full stop.
+      run: takes the parsed arguments and the ``--config.key=value`` words. Its result is printed as the last line on
+        stdout, as JSON; None if the command has printed its own lines.
+      add_arguments: adds its arguments to a parser.
+      takes_overrides: whether it accepts ``--config.key=value``.
+    """
+
+    help: str
+    run: Callable[[argparse.Namespace, Sequence[str]], dict[str, Any] | None]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    takes_overrides: bool = False
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``UserError``."""
+
+    def error(self, message: str):
+        """See ``argparse.ArgumentParser``."""
+        raise UserError(f"{plainly(message)} (see {self.prog} --help)")
+
+
+def plainly(message: str) -> str:
+    """A message of argparse without its prefix: "argument --top: is 0; ..." becomes "--top is 0; ..."."""
+    return message.removeprefix("argument ").replace(": is ", " is ", 1)
+
+
+def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds ``--config``."""
+    parser.add_argument(
+        "--config", type=filled, required=required, help="a page of configs/, for example configs/digits.py (or :plain)"
+    )
+
+
+def add_workdir(parser: argparse.ArgumentParser, text: str = "the folder of `rmn train`") -> None:
+    """Adds ``--workdir``."""
+    parser.add_argument("--workdir", type=filled, required=True, help=text)
+
+
+def positive(text: str) -> int:
+    """Type of an argument that is a number of things: a whole number of 1 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"is {text}; it must be a whole number of 1 or more")
+    return number
+
+
+def filled(text: str) -> str:
+    """Type of an argument that names a file or folder. Empty text is refused: it would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return text

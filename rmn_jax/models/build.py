@@ -1,0 +1,117 @@
+"""Networks by name: the backbones, the network of a configuration, and fresh variables."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rmn_jax.errors import UserError
+from rmn_jax.models.efficientnet import efficientnet_b0
+from rmn_jax.models.resnet import resnet8, resnet10, resnet18, resnet50
+from rmn_jax.models.rmn import RMN, Backbone
+from rmn_jax.models.vgg import vgg16_bn
+
+if TYPE_CHECKING:  # the core runs without ml_collections
+    from ml_collections import ConfigDict
+
+# To add a backbone, write a function (num_classes, image_size, **options) -> Backbone and list it here.
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "resnet8": resnet8,
+    "resnet10": resnet10,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg16_bn": vgg16_bn,
+    "efficientnet_b0": efficientnet_b0,
+}
+# Options of backbones that a configuration has keys for, with the value that leaves the backbone's own default.
+CONFIG_OPTIONS: dict[str, Any] = {"small_stem": "7x7", "width": 0}
+
+
+def create_backbone(name: str, num_classes: int, image_size: int, **options: Any) -> Backbone:
+    """The backbone of that name, for square images of ``image_size`` pixels.
+
+    Args:
+      name: a key of ``BACKBONES``.
+      num_classes: K.
+      image_size: in pixels. Small images change some backbones, see their functions.
+      **options: of that backbone, see its function. ResNets have ``width`` and (but for ResNet-8) ``small_stem``.
+
+    Raises:
+      UserError: unknown name, an option that the backbone does not have, or a value that it cannot use.
+    """
+    if name not in BACKBONES:
+        close = difflib.get_close_matches(name, BACKBONES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"unknown backbone {name!r}; use one of {', '.join(sorted(BACKBONES))}.{hint}")
+    known = option_names(name)
+    for option, value in options.items():
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"{name} has no option {option} (given as {value!r}); {has}.")
+    return BACKBONES[name](num_classes, image_size, **options)
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """The options of a backbone: the keyword-only arguments of its function. None for an unknown name."""
+    parameters = inspect.signature(BACKBONES[name]).parameters if name in BACKBONES else {}
+    return tuple(key for key, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def backbone_options(config: "ConfigDict") -> dict[str, Any]:
+    """The options of ``config.model`` that differ from the backbone's own default."""
+    return {key: config.model[key] for key, unset in CONFIG_OPTIONS.items() if config.model[key] != unset}
+
+
+def build_model(
+    config: "ConfigDict", num_classes: int, image_size: int, routed: bool, axis_name: str | None = None
+) -> RMN:
+    """The network of a configuration (see ``rmn_jax.config``).
+
+    Args:
+      config: complete.
+      num_classes: K.
+      image_size: height and width of the images, in pixels.
+      routed: False builds the plain backbone.
+      axis_name: mesh axis of the global batch, for use inside ``shard_map``; or None.
+
+    Raises:
+      UserError: see ``create_backbone``.
+    """
+    return RMN(
+        create_backbone(config.model.backbone, num_classes, image_size, **backbone_options(config)),
+        num_units=config.model.num_units,
+        routed=routed,
+        attention=config.model.attention,
+        axis_name=axis_name,
+        dtype=compute_dtype(config),
+        backend=config.model.backend,
+        router=config.model.router,
+        metric=config.model.metric,
+    )
+
+
+def compute_dtype(config: "ConfigDict"):
+    """The compute type of convolutions: as configured; "auto" is bfloat16 on accelerators and float32 on CPU."""
+    if config.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.dtype)
+
+
+def initialise(model: nn.Module, key: jax.Array, images: jax.Array, **arguments: Any) -> dict[str, Any]:
+    """``model.init(key, images, **arguments)`` as one compiled program.
+
+    On CPU it is compiled without optimisation: it runs once, and to optimise one random generator for each leaf takes
+    far longer than to draw the numbers. Not for use inside another transformation; call ``model.init`` there.
+
+    Args:
+      model: a network.
+      key: random key.
+      images: [B, H, W, 3]; only their shape counts.
+      **arguments: further arguments of ``model.init``.
+    """
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(model.init, compiler_options=options)(key, images, **arguments)

@@ -1,0 +1,80 @@
+"""Which code computes a convolution, by platform.
+
+| | CPU | GPU | TPU and others |
+|---|---|---|---|
+| routed convolution | ``loop`` | ``tiles`` | ``scan`` |
+| plain convolution, 3x3 and larger | ``loop``; XLA's own with few channels | XLA's own | XLA's own |
+| plain convolution, 1x1 | XLA's own; its kernel gradient ``loop`` | XLA's own | XLA's own |
+| depthwise convolution | shifted products | XLA's own | XLA's own; sorted: shifted products |
+| inference | folded: ``im2col`` or ``winograd``; or as above | as above | as above |
+
+Which algorithm ``loop`` uses for a tile is decided there, by ``winograd.fits`` and by the size of the map.
+
+A backend is a module with three functions, ``forward``, ``input_gradient`` and ``kernel_gradient``. ``loop`` and
+``scan`` take a batch sorted by unit, ``tiles`` takes tiles (``rmn_jax.routing.layout``). All are exact for any load.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rmn_jax.ops import loop, scan, tiles
+from rmn_jax.ops.window import Window
+
+BACKENDS = {"loop": loop, "scan": scan, "tiles": tiles}
+# Names of earlier releases, for stored configurations.
+RENAMED_BACKENDS = {"visits": "scan"}
+_BY_PLATFORM = {"cpu": "loop", "gpu": "tiles"}
+
+# From this many channels on, XLA:CPU's own convolution is slower in training, as measured.
+_MANY_CHANNELS = 32
+# At most this many output pixels, by stride: one input's 3x3 convolution is then faster as one product, as measured.
+_FEW_PIXELS = {1: 64, 2: 256}
+# From this many input channels on, the sums of the Winograd form cost little beside its products.
+_WINOGRAD_CHANNELS = 16
+
+
+def backend_name(name: str = "auto") -> str:
+    """The backend of routed convolutions: ``name``, or for "auto" the one of the platform that JAX runs on.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    if name == "auto":
+        return _BY_PLATFORM.get(jax.default_backend(), "scan")
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; one of {sorted(BACKENDS)}")
+    return name
+
+
+def wants_tiles(name: str, folded: bool = False) -> bool:
+    """Whether a stage lays its batch out in tiles, for the backend ``name`` and folded weights or not."""
+    # The folded forms are for CPU and take sorted rows.
+    return backend_name(name) == "tiles" and not (folded and jax.default_backend() == "cpu")
+
+
+def loop_beats_xla(rows: jax.Array, window: Window) -> bool:
+    """Whether, on CPU, ``loop`` is faster than XLA's own plain convolution of these rows [B, H, W, C], as measured."""
+    return not window.pointwise and rows.shape[-1] >= _MANY_CHANNELS
+
+
+def folded_form(shape: tuple[int, ...], window: Window, dtype=jnp.float32) -> str:
+    """The fastest known form of a convolution in inference (see ``rmn_jax.ops.fold``).
+
+    Args:
+      shape: of the input, [B, H, W, C]; off the CPU also [L, H, W, V, C].
+      window: of the convolution.
+      dtype: of input and kernel. Only float32 has other forms than "direct".
+
+    Returns:
+      One of ``rmn_jax.ops.fold.FORMS``.
+    """
+    if jax.default_backend() != "cpu" or dtype != jnp.float32:
+        return "direct"
+    batch, height, width, channels = shape
+    square = (window.height, window.width, window.padding) == (3, 3, ((1, 1), (1, 1)))
+    pixels = -(-height // window.strides) * -(-width // window.strides)
+    if batch == 1 and (window.height == window.width == 1 or (square and pixels <= _FEW_PIXELS.get(window.strides, 0))):
+        return "im2col"
+    if square and window.strides == 1 and channels >= _WINOGRAD_CHANNELS:
+        return "winograd"
+    return "direct"

@@ -1,0 +1,158 @@
+"""Gradients and other sums over a batch, at once or by microbatch (gradient accumulation).
+
+Axes: B batch, N units, S stages, C channels (see ``rmn_jax``).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rmn_jax import routing
+from rmn_jax.models import RMN, Outputs
+from rmn_jax.training.mixup import mix, mixup_weights, partners
+
+
+class BatchSums(NamedTuple):
+    """Sums over the inputs of a batch or microbatch on this device; those of microbatches add up.
+
+    Attributes:
+      gradients: of the loss averaged over the global batch, as ``params``.
+      loss: [] float32, sum over inputs.
+      correct: [] float32, inputs whose first prediction was right.
+      units: S sums of the inputs of each unit (eq. 9); empty when plain.
+    """
+
+    gradients: Any
+    loss: jax.Array
+    correct: jax.Array
+    units: tuple[routing.UnitSums, ...]
+
+    @classmethod
+    def zeros(cls, params: Any, memory: dict[str, jax.Array]) -> "BatchSums":
+        """Sums over no inputs, for these parameters and memories ([N, C] each)."""
+        memories = (memory[f"memory{i + 1}"] for i in range(len(memory)))
+        units = tuple(routing.UnitSums(jnp.zeros_like(m), jnp.zeros_like(m[:, 0])) for m in memories)
+        zero = jnp.zeros((), jnp.float32)
+        return cls(jax.tree.map(jnp.zeros_like, params), zero, zero, units)
+
+
+def make_microbatch_sums(
+    model: RMN,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    label_smoothing: float,
+    mixup: float,
+    balance_loss: float = 0.0,
+) -> Callable[[dict, dict, int], tuple[BatchSums, Any]]:
+    """Makes the forward and backward pass of a microbatch: ``(variables, rows, size) -> (sums, moved batch_stats)``.
+
+    Args:
+      model: see ``rmn_jax.training.step.make_train_step`` for all settings.
+      augment: (keys [B], uint8 images) -> float32 images.
+      label_smoothing: in [0, 1).
+      mixup: 0 or more; 0 is off.
+      balance_loss: weight of the router's auxiliary loss.
+
+    Returns:
+      A function of the variables, of the rows (``image`` [B, H, W, C], ``label`` [B] and ``key`` [B], one for each
+      input) and of the size of the global batch.
+    """
+
+    def microbatch_sums(variables: dict, rows: dict, size: int) -> tuple[BatchSums, Any]:
+        # Key 0 is for the augmentation, 1 for the network's own draws, 2 for the weights of mixup.
+        image_keys, network_keys, *mixing_keys = (
+            jax.vmap(partial(jax.random.fold_in, data=i))(rows["key"]) for i in range(3 if mixup else 2)
+        )
+        images, label = augment(image_keys, rows["image"]), rows["label"]
+        weights = mixup_weights(mixing_keys[0], mixup) if mixup else None
+        if weights is not None:
+            images = mix(images, weights)
+
+        def loss_of(params):
+            outputs, changed = model.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                keys=network_keys,
+                mutable=["batch_stats"],
+            )
+            targets = jax.nn.one_hot(label, outputs.logits.shape[-1])
+            targets = targets if weights is None else mix(targets, weights)
+            losses = optax.softmax_cross_entropy(outputs.logits, optax.smooth_labels(targets, label_smoothing))
+            batch_stats = changed.get("batch_stats", variables["batch_stats"])  # a network may have no norms
+            loss = jnp.sum(losses) / size + balance_loss * outputs.auxiliary_loss
+            return loss, (outputs, batch_stats, losses)
+
+        gradients, (outputs, batch_stats, losses) = jax.grad(loss_of, has_aux=True)(variables["params"])
+        wanted = label if weights is None else jnp.where(weights >= 0.5, label, partners(label))
+        correct = jnp.sum(jnp.argmax(outputs.logits, -1) == wanted).astype(jnp.float32)
+        return BatchSums(gradients, jnp.sum(losses), correct, _unit_sums(outputs, model)), batch_stats
+
+    return microbatch_sums
+
+
+def _unit_sums(outputs: Outputs, model: RMN) -> tuple[routing.UnitSums, ...]:
+    if not model.routed:
+        return ()
+    return tuple(
+        routing.unit_sums(pooled, assignment, model.num_units)
+        for pooled, assignment in zip(outputs.pooled, outputs.assignment, strict=True)
+    )
+
+
+def scale_units(gradients: Any, factors: Sequence[jax.Array]) -> Any:
+    """Multiplies the gradient of each procedure by the factor of its unit: S arrays [N]; other leaves stay."""
+
+    def scale(path, leaf):
+        for i, factor in enumerate(factors):
+            if any(getattr(key, "key", None) == f"stage{i + 1}" for key in path):
+                return leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(scale, gradients)
+
+
+def split_microbatches(rows: Any, count: int, group: int = 1) -> Any:
+    """Splits a batch into k = ``count`` microbatches: arrays [B, ...] -> [k, B / k, ...].
+
+    Microbatch p has the groups p, p + k, p + 2k .. of ``group`` neighbouring rows. A device holds neighbouring rows of
+    the global batch, a multiple of ``k * group`` of them. So over all devices microbatch p is the same set of inputs,
+    whatever the number of devices.
+
+    Args:
+      rows: a pytree of arrays with a leading axis B.
+      count: k.
+      group: rows that stay together; B is a multiple of ``k * group``.
+    """
+
+    def deal(leaf: jax.Array) -> jax.Array:
+        inner = leaf.shape[1:]
+        return jnp.swapaxes(leaf.reshape(-1, count, group, *inner), 0, 1).reshape(count, -1, *inner)
+
+    return jax.tree.map(deal, rows)
+
+
+def accumulate(
+    sums_of: Callable[[Any, Any], tuple[BatchSums, Any]], batch_stats: Any, microbatches: Any, zeros: BatchSums
+) -> tuple[BatchSums, Any]:
+    """Adds up the sums of the microbatches, one after another; activations of one microbatch are in memory at a time.
+
+    Args:
+      sums_of: (batch_stats, rows of a microbatch) -> (sums, moved batch_stats).
+      batch_stats: before the step. Each microbatch moves the statistics that the one before it left.
+      microbatches: from ``split_microbatches``.
+      zeros: the sums over no inputs.
+
+    Returns:
+      The sums of the whole batch, and the moved ``batch_stats``.
+    """
+
+    def add(carried, rows):
+        total, batch_stats = carried
+        sums, batch_stats = sums_of(batch_stats, rows)
+        return (jax.tree.map(jnp.add, total, sums), batch_stats), None
+
+    return jax.lax.scan(add, (zeros, batch_stats), microbatches)[0]

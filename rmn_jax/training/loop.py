@@ -1,0 +1,134 @@
+"""The training loop of phases 1 and 4: steps, one evaluation and one line each epoch, checkpoints."""
+
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rmn_jax import routing
+from rmn_jax.errors import UserError
+from rmn_jax.training.progress import epoch_line
+from rmn_jax.training.run import Run
+from rmn_jax.training.state import Metrics, Phase, TrainState
+
+# Steps in flight: enough to hide the host's work, few enough that the progress bar is right.
+_IN_FLIGHT = 2
+
+
+def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainState:
+    """Trains from ``state.step`` to step ``until``, which is the end of an epoch.
+
+    Raises:
+      Preempted: the process was asked to stop; the state is saved.
+      UserError: the loss is not finite.
+    """
+    step = int(state.step)
+    while step < until:
+        epoch = step // run.steps_per_epoch
+        end = (epoch + 1) * run.steps_per_epoch
+        state, seconds = _train_epoch(run, state, step, end, phase)
+        step = end
+        line = _summary(run, state, epoch + 1, phase, seconds)
+        if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
+            line |= {f"eval_{name}": value for name, value in evaluate(run, state, phase.routed).items()}
+        run.reporter.record(line)
+        run.reporter.say(epoch_line(line, run.config.epochs))
+        state = state._replace(metrics=jax.tree.map(lambda leaf: leaf * 0, state.metrics))
+        if (epoch + 1) % run.config.checkpoint.every_epochs == 0 or step == until:
+            run.save(state, phase)
+    return state
+
+
+def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase) -> tuple[TrainState, float]:
+    """The steps of one epoch, from wherever in it the state is; also the seconds of one step."""
+    train_step = run.networks.train_step(phase.routed)
+    epoch = step // run.steps_per_epoch
+    run.reporter.start_epoch(
+        f"epoch {epoch + 1}/{run.config.epochs} {phase.label}",
+        run.steps_per_epoch,
+        step - epoch * run.steps_per_epoch,
+    )
+    begun, first, pending = time.perf_counter(), step, []
+    try:
+        while step < end:
+            state, loss = train_step(state, run.dataset.train_batch(step), run.key)
+            step += 1
+            pending.append(loss)
+            if step == first + 1 and end > step:
+                jax.block_until_ready(loss)  # the first step may compile; it is not timed
+                begun, first = time.perf_counter(), step
+            run.reporter.advance(float(pending.pop(0)) if len(pending) > _IN_FLIGHT else None)
+            if step < end:
+                run.stop_if_asked(state, step, phase)
+        jax.block_until_ready(state)
+    finally:
+        run.reporter.end_epoch()
+    return state, (time.perf_counter() - begun) / max(1, end - first)
+
+
+def _summary(run: Run, state: TrainState, epoch: int, phase: Phase, seconds: float) -> dict[str, Any]:
+    """The JSON line of an epoch, without its evaluation. Entropy is in nats; drift is the mean over steps."""
+    metrics: Metrics = jax.tree.map(np.asarray, jax.device_get(state.metrics))
+    count = max(float(metrics.count), 1.0)
+    loss = float(metrics.loss) / count
+    step = int(state.step)
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the training loss is not finite at epoch {epoch}; lower config.learning_rate.peak "
+            "or lengthen config.learning_rate.warmup_epochs, and start in a new --workdir."
+        )
+    return {
+        "epoch": epoch,
+        "step": step,
+        "phase": phase,
+        "learning_rate": float(run.learning_rate(step - 1)),
+        "train_loss": loss,
+        "train_top1": float(metrics.correct) / count,
+        "seconds_per_step": seconds,
+        "load": metrics.load.astype(int).tolist(),
+        "entropy": np.asarray(routing.load_entropy(metrics.load)).tolist(),
+        "dead_units": np.asarray(routing.dead_units(metrics.load)).tolist(),
+        "memory_drift": (metrics.drift / run.steps_per_epoch).tolist(),
+    }
+
+
+def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> dict[str, Any]:
+    """``{"top1", "top5", "loss", "examples", "load"}`` over a split, with every example counted once.
+
+    With ``config.ema`` the averaged parameters are evaluated.
+
+    Args:
+      run: the run.
+      state: a state of it.
+      routed: whether that is a state of the routed network.
+      split: "eval" or "train".
+
+    Returns:
+      Accuracies in [0, 1], mean loss in nats, number of examples, and the load [S][N] (empty when plain).
+
+    Raises:
+      UserError: the loss is not finite, or every example was skipped.
+    """
+    eval_step = run.networks.eval_step(routed)
+    sums = None
+    for batch in run.dataset.eval_batches(split):
+        part = eval_step(state.eval_variables, batch, run.eval_key)
+        sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
+    sums = jax.device_get(sums)
+    count = 0.0 if sums is None else float(sums.count)
+    if not count:
+        raise UserError(f"the {split} split has no image to evaluate; repair the data set.")
+    if not math.isfinite(float(sums.loss)):
+        raise UserError(
+            f"the {split} split's loss is not finite: training diverged; lower config.learning_rate.peak "
+            "or lengthen config.learning_rate.warmup_epochs, and start in a new --workdir."
+        )
+    return {
+        "top1": float(sums.top1) / count,
+        "top5": float(sums.top5) / count,
+        "loss": float(sums.loss) / count,
+        "examples": int(count),
+        "load": sums.load.astype(int).tolist(),
+    }

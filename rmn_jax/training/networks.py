@@ -1,0 +1,113 @@
+"""The plain and the routed network of a run, their states, and their compiled steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rmn_jax import data
+from rmn_jax.models import RMN, build_model, initialise
+from rmn_jax.training import step as steps
+from rmn_jax.training.ema import start_ema
+from rmn_jax.training.optimizer import make_optimizer
+from rmn_jax.training.state import Metrics, TrainState
+
+
+class Networks:
+    """Both networks of a configuration and what is compiled for them. Training and evaluation are compiled once.
+
+    Args:
+      config: complete, see ``rmn_jax.config``.
+      info: of the data set.
+      preprocess: of the data set's images.
+      mesh: the devices.
+      steps_per_epoch: for the learning-rate schedule.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        info: data.DatasetInfo,
+        preprocess: data.Preprocess,
+        mesh: Mesh,
+        steps_per_epoch: int,
+    ):
+        self._config, self._info, self._preprocess, self._mesh = config, info, preprocess, mesh
+        self._optimizer = make_optimizer(config, steps_per_epoch)
+        self._train_steps: dict[bool, Any] = {}
+        self._eval_steps: dict[bool, Any] = {}
+
+    def model(self, routed: bool) -> RMN:
+        """The routed network, or the plain one ("Original", and phase 1) over the same backbone."""
+        return build_model(self._config, self._info.num_classes, self._info.image_shape[0], routed, steps.AXIS)
+
+    def train_step(self, routed: bool):
+        """The jitted optimizer step, see ``rmn_jax.training.step.make_train_step``."""
+        config = self._config
+        if routed not in self._train_steps:
+            self._train_steps[routed] = steps.make_train_step(
+                self.model(routed),
+                self._optimizer,
+                self._preprocess.train,
+                self._mesh,
+                alpha=config.model.memory_momentum,
+                label_smoothing=config.label_smoothing,
+                mixup=config.mixup,
+                accumulation=config.accumulation,
+                ema=config.ema,
+                unit_gradient=config.unit_gradient,
+                balance_loss=config.balance_loss,
+            )
+        return self._train_steps[routed]
+
+    def eval_step(self, routed: bool):
+        """The jitted evaluation of one batch, see ``rmn_jax.training.step.make_eval_step``."""
+        if routed not in self._eval_steps:
+            self._eval_steps[routed] = steps.make_eval_step(self.model(routed), self._preprocess.evaluate, self._mesh)
+        return self._eval_steps[routed]
+
+    def extract_step(self, routed: bool):
+        """The jitted extraction of features, see ``rmn_jax.training.step.make_extract_step``."""
+        return steps.make_extract_step(self.model(routed), self._preprocess.evaluate, self._mesh)
+
+    def initial_state(self, key: jax.Array, routed: bool = False) -> TrainState:
+        """The state before the first step."""
+        return make_state(self._config, self.model(routed), self._optimizer, self._info.image_shape, key)
+
+    def state_shapes(self, routed: bool) -> TrainState:
+        """Shapes and dtypes of a state: what a checkpoint is restored to."""
+        return state_shapes(self._config, self.model(routed), self._optimizer, self._info.image_shape)
+
+
+def make_state(config: ConfigDict, model: RMN, optimizer, image_shape: tuple[int, int, int], key) -> TrainState:
+    """The state before the first step: fresh parameters, no momentum, memories at zero."""
+    images, keys = jnp.zeros((2, *image_shape)), jax.random.split(key, 2)
+    variables = initialise(model, jax.random.fold_in(key, 0), images, keys=keys)
+    return _first_state(config, model, optimizer, variables)
+
+
+def state_shapes(config: ConfigDict, model: RMN, optimizer, image_shape: tuple[int, int, int]) -> TrainState:
+    """Shapes and dtypes of a state as ``jax.ShapeDtypeStruct``; nothing is computed."""
+
+    def build() -> TrainState:
+        key = jax.random.key(0)
+        images, keys = jnp.zeros((2, *image_shape)), jax.random.split(key, 2)
+        return _first_state(config, model, optimizer, model.init(key, images, keys=keys))
+
+    return jax.eval_shape(build)
+
+
+def _first_state(config: ConfigDict, model: RMN, optimizer, variables: Mapping[str, Any]) -> TrainState:
+    num_stages = len(model.backbone.stages) if model.routed else 0
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        memory=variables.get("memory", {}),
+        opt_state=optimizer.init(variables["params"]),
+        metrics=Metrics.zeros(num_stages, model.num_units),
+        ema=start_ema(variables["params"], config.ema),
+    )

@@ -1,0 +1,104 @@
+"""The four phases of training a routing-by-memory network. The paper calls them steps.
+
+    1  stem training          the plain backbone, for ``stem_epochs``
+    2  procedure cloning      the parameters, statistics and momentum of every stage, N times
+    3  memory initialisation  k-means of the inputs of each stage
+    4  routed training        the same schedule goes on, now routed; memories move by eq. 9
+
+Phases 1 and 4 are the same loop over the same step. A plain run ("Original") is phase 1 to the end.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmn_jax import routing
+from rmn_jax.training import loop
+from rmn_jax.training.cloning import clone
+from rmn_jax.training.clustering import k_means
+from rmn_jax.training.extraction import extract
+from rmn_jax.training.run import Run
+from rmn_jax.training.state import Metrics, Phase, TrainState
+
+
+def run_training(run: Run) -> dict[str, Any]:
+    """Trains from the newest checkpoint in the run folder, or from the start, to the end.
+
+    Returns:
+      ``{"top1", "loss", "epochs", "steps", "workdir"}``: accuracy and loss on the evaluation split, and the number of
+      optimizer steps done.
+
+    Raises:
+      Preempted: asked to stop; the state is saved. The same call goes on.
+      UserError: see ``Run`` and ``loop.train``.
+    """
+    found = run.restore()
+    run.claim_workdir()
+    with run.stop.on_signals():
+        if found is None:
+            state, phase = run.initial_state(), Phase.STEM
+        else:
+            state, phase = found[0], found[1].phase
+            run.reporter.say(f"going on from step {found[1].step} of {run.total_steps} in {run.workdir}")
+        run.reporter.rewind(int(state.step))
+        routed = run.config.method == "rmn"
+        if phase is Phase.STEM:
+            state = loop.train(run, state, phase=Phase.STEM, until=run.stem_steps)
+            if routed:
+                run.stop_if_asked(state, run.stem_steps, Phase.STEM)
+                state = initialise_memories(run, clone_procedures(run, state), stem=state)
+                run.save(state, Phase.MEMORIES)
+                run.stop_if_asked(state, run.stem_steps, Phase.MEMORIES)
+        if routed:
+            state = loop.train(run, state, phase=Phase.ROUTED, until=run.total_steps)
+        result = loop.evaluate(run, state, routed)
+    return {
+        "top1": result["top1"],
+        "loss": result["loss"],
+        "epochs": run.config.epochs,
+        "steps": int(state.step),
+        "workdir": str(run.workdir),
+    }
+
+
+def clone_procedures(run: Run, state: TrainState) -> TrainState:
+    """Phase 2: copies each stage's parameters, EMA, BN statistics and momentum N times; memories are zeros."""
+    num_units = run.config.model.num_units
+    run.reporter.say(f"phase 2: cloning every stage into {num_units} procedures")
+    target = run.networks.state_shapes(routed=True)
+    return run.place(
+        state._replace(
+            params=clone(state.params, num_units),
+            batch_stats=clone(state.batch_stats, num_units),
+            opt_state=clone(state.opt_state, num_units),
+            ema=clone(state.ema, num_units),
+            memory=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target.memory),
+            metrics=Metrics.zeros(len(target.memory), num_units),
+        )
+    )
+
+
+def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainState:
+    """Phase 3: the memories become the centres of a k-means over GAP(f_{i-1}) of all training inputs.
+
+    Args:
+      run: the run.
+      state: right after cloning.
+      stem: at the end of phase 1. In evaluation mode the cloned network gives the outputs of the plain network for
+        any memories, so the plain network is used: without augmentation, and with conditional attention under the
+        random condition of phase 1. With ``config.ema`` they still use the trained parameters, not the average,
+        because phase 4 routes by those.
+    """
+    run.reporter.say("phase 3: k-means of each stage's inputs for the memories")
+    # In batches of the training microbatch size: the last bits depend on it, and ``eval_batch_size`` may change.
+    batch_size = run.config.batch_size // run.config.accumulation
+    stages = extract(run, stem.variables, routed=False, split="train", batch_size=batch_size).pooled
+    if run.config.model.metric == "cosine":
+        stages = [np.asarray(routing.unit_length(jnp.asarray(stage))) for stage in stages]
+    memory = {
+        f"memory{i + 1}": jnp.asarray(k_means(stage, run.config.model.num_units, run.config.seed))
+        for i, stage in enumerate(stages)
+    }
+    return run.place(state._replace(memory=memory))

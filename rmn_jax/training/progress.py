@@ -1,0 +1,126 @@
+"""Progress of a run: a bar or plain lines for people, JSON lines (``metrics.jsonl``) for programs."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rmn_jax.files import write_file
+from rmn_jax.training.state import Phase
+
+METRICS_FILE = "metrics.jsonl"
+# Release 0.1 called a step an update and a phase a step.
+_RENAMED_KEYS = {"update": "step", "step": "phase", "seconds_per_update": "seconds_per_step"}
+
+
+class Reporter:
+    """Progress by epoch on stderr, and ``metrics.jsonl`` in the run's folder.
+
+    Args:
+      workdir: the run's folder.
+      quiet: True writes the files only (hosts other than the first, tests).
+    """
+
+    def __init__(self, workdir: pathlib.Path, quiet: bool = False):
+        self._file = workdir / METRICS_FILE
+        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self._writes = not quiet or _first_host()
+        self._bar: Progress | None = None
+
+    def say(self, line: str) -> None:
+        """Prints one line for people."""
+        self._console.print(line, markup=False)
+
+    def start_epoch(self, title: str, total: int, done: int) -> None:
+        """Opens the bar of an epoch on a terminal; elsewhere there is only the line at the end of the epoch."""
+        if not self._console.is_terminal or self._console.quiet:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console, transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(title, total=total, completed=done, note="")
+
+    def advance(self, loss: float | None = None) -> None:
+        """Advances the bar by one step."""
+        if self._bar is not None:
+            self._bar.advance(self._task)
+            if loss is not None:
+                self._bar.update(self._task, note=f"loss {loss:.3f}")
+
+    def end_epoch(self) -> None:
+        """Closes the bar, also if the epoch ends early."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Appends one JSON line to ``metrics.jsonl``."""
+        if self._writes:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Removes lines later than ``step``: the run was stopped after it wrote them, and will write them again.
+
+        Lines that cannot be read are removed too, for example one that was being written when the process died.
+        """
+        if not self._writes or not self._file.exists():
+            return
+        unreadable: list[int] = []
+        kept = [line for line in read_metrics(self._file, unreadable) if line["step"] <= step]
+        for number in unreadable:
+            self.say(f"line {number} of {self._file} cannot be read and is removed")
+        write_file(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(path: pathlib.Path, unreadable: list[int] | None = None) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``, under today's keys; none if there is no file.
+
+    Args:
+      path: the file.
+      unreadable: receives the numbers of lines that cannot be read. They are left out.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            if "update" in line:
+                line = {_RENAMED_KEYS.get(key, key): value for key, value in line.items()}
+            int(line["step"])
+        except (ValueError, KeyError, TypeError):
+            if unreadable is not None:
+                unreadable.append(number)
+            continue
+        lines.append(line)
+    return lines
+
+
+def epoch_line(line: dict[str, Any], epochs: int) -> str:
+    """The line for people at the end of an epoch, from its JSON."""
+    parts = [
+        f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}",
+        f"{Phase(line['phase']).label:<6}",
+        f"rate {line['learning_rate']:.5f}",
+        f"loss {line['train_loss']:.4f}",
+        f"train {line['train_top1']:7.2%}",
+    ]
+    if "eval_top1" in line:
+        parts.append(f"eval {line['eval_top1']:7.2%}")
+    parts.append(f"{line['seconds_per_step'] * 1e3:.0f} ms/step")
+    if line["load"]:
+        shares = [" ".join(f"{unit / max(sum(stage), 1):.0%}" for unit in stage) for stage in line["load"]]
+        parts.append("load " + " | ".join(shares))
+        if sum(line["dead_units"]):
+            parts.append(f"dead {sum(line['dead_units'])}")
+    return "  ".join(parts)
+
+
+def _first_host() -> bool:
+    import jax
+
+    return jax.process_index() == 0

@@ -1,0 +1,205 @@
+"""One step and one evaluation batch, as pure functions over a mesh with the axis ``data``.
+
+Each device sorts and routes its own rows. Sums for batch norm, memories and gradients are global, so the result is that
+of the whole batch on one device.
+
+Axes: B batch, N units, S stages, H W height and width, C channels (see ``rmn_jax``).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rmn_jax import routing
+from rmn_jax.models import RMN, Outputs
+from rmn_jax.training.ema import update_ema
+from rmn_jax.training.gradients import BatchSums, accumulate, make_microbatch_sums, scale_units, split_microbatches
+from rmn_jax.training.state import Metrics, TrainState
+
+AXIS = "data"
+
+
+def make_mesh(devices=None) -> Mesh:
+    """All devices (of all hosts) along the axis ``data``."""
+    return Mesh(devices or jax.devices(), (AXIS,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: rows over devices, neighbouring rows on the same device."""
+    return NamedSharding(mesh, P(AXIS))
+
+
+def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
+    """One key for each input, from its position in the split: [B] int32 -> key array [B]."""
+    return jax.vmap(partial(jax.random.fold_in, key))(index)
+
+
+def make_train_step(
+    model: RMN,
+    optimizer: optax.GradientTransformation,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    mesh: Mesh,
+    *,
+    alpha: float,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    accumulation: int = 1,
+    ema: float = 0.0,
+    unit_gradient: str = "share",
+    balance_loss: float = 0.0,
+) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
+    """Makes the jitted optimizer step ``(state, batch, key) -> (state, mean loss)``; the state is donated.
+
+    With ``accumulation`` k the batch is computed in k microbatches, one after another, in the memory of one:
+
+    - Microbatch p is the rows p, p + k, p + 2k .. of the global batch (pairs of rows with mixup). So k decides which
+      inputs are normalised together; the number of devices does not.
+    - Gradients are averaged over the whole batch. The optimizer and ``step`` advance once.
+    - Batch norm uses the statistics of a microbatch over all devices (ghost batch norm). Its running statistics move k
+      times in a step. The statistics of a unit are those of its inputs in the microbatch.
+    - The whole batch is routed with the memories from before the step. They move once, by eq. 9 over the whole batch.
+
+    Without batch norm the result is that of k = 1.
+
+    Args:
+      model: with ``axis_name`` set to ``AXIS``.
+      optimizer: an optax transformation.
+      augment: (keys [B], uint8 images [B, H, W, C]) -> float32 images.
+      mesh: devices along ``AXIS``.
+      alpha: momentum of the memories (eq. 9).
+      label_smoothing: share of the target that is spread evenly over all classes.
+      mixup: alpha of the Beta distribution (see ``rmn_jax.training.mixup``); 0 is off. With mixup an input counts as
+        correct if the first prediction is the class with the larger weight.
+      accumulation: k. The global batch is a multiple of devices * k (of twice that with mixup).
+      ema: decay of ``state.ema`` (see ``rmn_jax.training.ema``), where the state has one.
+      unit_gradient: "share" is the gradient of the batch's mean loss, in which a unit weighs by its share of the inputs
+        (the paper's loss); "own" is the mean over the inputs of the unit.
+      balance_loss: weight of the router's auxiliary loss (with ``accumulation``: of its mean over microbatches).
+
+    Returns:
+      A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
+    """
+    microbatch_sums = make_microbatch_sums(model, augment, label_smoothing, mixup, balance_loss / accumulation)
+
+    def device_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
+        chex.assert_rank([batch["image"], batch["label"], batch["index"]], [4, 1, 1])
+        chex.assert_equal_shape_prefix([batch["image"], batch["label"], batch["index"]], 1)
+        size = batch["image"].shape[0] * jax.lax.axis_size(AXIS)
+        keys = example_keys(jax.random.fold_in(key, state.step), batch["index"])
+        rows = {"image": batch["image"], "label": batch["label"], "key": keys}
+
+        def sums_of(batch_stats, rows):
+            return microbatch_sums({**state.variables, "batch_stats": batch_stats}, rows, size)
+
+        if accumulation == 1:
+            sums, batch_stats = sums_of(state.batch_stats, rows)
+        else:
+            microbatches = split_microbatches(rows, accumulation, group=2 if mixup else 1)
+            zeros = BatchSums.zeros(state.params, state.memory)
+            sums, batch_stats = accumulate(sums_of, state.batch_stats, microbatches, zeros)
+        gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)
+        memory, load, drift = _moved_memories(state.memory, sums.units, model.num_units, alpha)
+        if unit_gradient == "own" and model.routed:
+            gradients = scale_units(gradients, [size / jnp.maximum(inputs, 1.0) for inputs in load])
+        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        metrics = Metrics(loss, correct, jnp.float32(size), load, drift)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            memory=memory,
+            opt_state=opt_state,
+            metrics=metrics,
+            ema=update_ema(state.ema, params, ema, state.step),
+        )
+        return state, loss / size
+
+    # With check_vma=False (JAX does not track which values differ between devices) the transpose of the psum in the
+    # forward pass (batch norm) is a psum. Each device then differentiates the global loss, and one psum of the
+    # gradients remains, above.
+    sharded = jax.shard_map(device_step, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
+
+    # The sums of the epoch stay outside: the load of a plain network is [0, N], and jaxlib 0.11 crashes if an array
+    # without elements enters shard_map.
+    def train_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
+        moved, loss = sharded(state._replace(metrics=cast(Any, None)), batch, key)
+        return moved._replace(metrics=jax.tree.map(jnp.add, state.metrics, moved.metrics)), loss
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _moved_memories(memory: dict, sums: tuple[routing.UnitSums, ...], num_units: int, alpha: float):
+    """Eq. 9 for all stages over the global batch, with one reduction. Returns memories, loads [S, N] and drifts [S]."""
+    if not sums:
+        return memory, jnp.zeros((0, num_units)), jnp.zeros((0,))
+    sums = jax.lax.psum(sums, AXIS)
+    names = [f"memory{i + 1}" for i in range(len(sums))]
+    moved = {name: routing.update_memory(memory[name], s, alpha) for name, s in zip(names, sums, strict=True)}
+    drift = jnp.stack([routing.memory_drift(memory[name], moved[name]) for name in names])
+    return moved, jnp.stack([s.inputs for s in sums]), drift
+
+
+class EvalSums(NamedTuple):
+    """Sums over the examples of a split whose mask is True; ``load`` is [S, N] ([0, N] when plain)."""
+
+    loss: jax.Array
+    top1: jax.Array
+    top5: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count
+    load: jax.Array
+
+
+def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh):
+    """Makes the jitted ``(variables, batch, key) -> EvalSums``; padding is not counted.
+
+    ``key`` draws the condition of a plain network with conditional attention. The condition of an example depends on
+    the key and on its index alone, so results do not depend on the batch size.
+
+    Args:
+      model: with ``axis_name`` set to ``AXIS``.
+      preprocess: uint8 images [B, H, W, C] -> float32 images.
+      mesh: devices along ``AXIS``.
+    """
+
+    def evaluate(variables: dict, batch: dict, key: jax.Array) -> EvalSums:
+        keys = example_keys(key, batch["index"])
+        outputs = cast(Outputs, model.apply(variables, preprocess(batch["image"]), keys=keys))
+        label, mask = batch["label"], batch["mask"].astype(jnp.float32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, label)
+        label_logit = jnp.take_along_axis(outputs.logits, label[:, None], axis=-1)
+        # Rank by comparison; the lower class comes first among equals, as in argmax and a stable sort.
+        before = jnp.arange(outputs.logits.shape[-1])[None] < label[:, None]
+        # A NaN ranks before every number: a network that diverged gets nothing right.
+        rank = jnp.sum(~(outputs.logits < label_logit) & ((outputs.logits != label_logit) | before), axis=-1)
+        units = jax.nn.one_hot(outputs.assignment, model.num_units) * mask[None, :, None]
+        load = jnp.sum(units, axis=1) if model.routed else jnp.zeros((0, model.num_units))
+        total = lambda values: jnp.sum(values * mask)  # noqa: E731
+        sums = EvalSums(total(losses), total(rank < 1), total(rank < 5), jnp.sum(mask), load)
+        return jax.lax.psum(sums, AXIS)
+
+    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False))
+
+
+def make_extract_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh):
+    """Makes the jitted ``(variables, batch, key) -> (pooled, assignment)`` of evaluation: S x [B, C] and [S, B].
+
+    For the arguments see ``make_eval_step``.
+    """
+
+    def extract(variables: dict, batch: dict, key: jax.Array):
+        keys = example_keys(key, batch["index"])
+        outputs = cast(Outputs, model.apply(variables, preprocess(batch["image"]), keys=keys))
+        return outputs.pooled, outputs.assignment
+
+    out_specs = (P(AXIS), P(None, AXIS))
+    return jax.jit(
+        jax.shard_map(extract, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=out_specs, check_vma=False)
+    )

@@ -1,0 +1,57 @@
+"""Stopping a run when the process is asked to."""
+
+import contextlib
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from rmn_jax.training.state import Phase
+
+
+class StopRequest:
+    """Whether to stop; asked between steps and between phases.
+
+    Attributes:
+      requested: set by a signal, or by whoever else wants the run to stop.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._asked = 0
+
+    def reached(self, step: int, phase: Phase) -> bool:
+        """Whether to stop here, after ``step`` steps in ``phase``.
+
+        Several processes stop together, at the same step, once one of them has received a SIGTERM.
+        """
+        del step, phase
+        if jax.process_count() > 1:
+            self._asked += 1
+            return multihost_utils.reached_preemption_sync_point(self._asked)
+        return self.requested
+
+    @contextlib.contextmanager
+    def on_signals(self):
+        """Within this context, SIGTERM and the first Ctrl-C set ``requested``; a second Ctrl-C stops at once.
+
+        With several processes JAX itself listens for SIGTERM; a handler here would replace its own.
+        """
+        if jax.process_count() > 1:
+            yield
+            return
+
+        def request(signum, frame):
+            del frame
+            self.requested = True
+            if signum == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        previous = {}
+        with contextlib.suppress(ValueError):  # not in the main thread: the program handles signals itself
+            previous = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
