@@ -61,7 +61,7 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.model.metric = "euclidean"  # of features and memories (eq. 4), or "cosine"
     config.model.memory_momentum = 0.9  # alpha, eq. 9
     config.model.small_stem = "7x7"  # ResNets at 64 pixels or less; others often use "3x3"
-    config.model.backend = "auto"  # of routed convolutions: loop, scan or tiles, see rmn_jax/ops/choose.py
+    config.model.backend = "auto"  # of routed convolutions: a name in BACKENDS of rmn_jax/ops/choose.py
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # or "rmsprop"

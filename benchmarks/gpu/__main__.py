@@ -5,6 +5,8 @@
     python -m benchmarks.gpu conv torch determinism --out=FILE --seconds=500
     python -m benchmarks.gpu report --out=FILE           # tables in Markdown
     python -m benchmarks.gpu launches --out=FILE         # kernels of a step, compiled without a GPU
+    python -m benchmarks.gpu kernels --out=FILE          # routed kernels for Hopper; six minutes
+    python -m benchmarks.gpu kernels --apply=FILE        # their block sizes, as measured, into the package
     python -m benchmarks.gpu all --dry-run               # the same code, tiny, on a CPU
 
 Each measurement is printed at once as a JSON line, and appended to FILE. The same command again measures what is
@@ -24,7 +26,9 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.settings import GROUPS, Settings, dry_run
 
 PARTS = ("floor", "step", "conv", "torch", "determinism", "report")
-WORDS = (*PARTS, "launches", "all")
+WORDS = (*PARTS, "launches", "kernels", "all")
+# Seconds of ``kernels`` where --seconds is not given.
+_KERNELS_SECONDS = 330.0
 MODULES = {"torch": "torch_eager"}
 
 
@@ -35,9 +39,17 @@ def main(argv: list[str] | None = None) -> None:
     if len(parts) > 1:  # one process for each, so that none holds the GPU's memory while another measures
         _each_in_a_process(parts, arguments, sys.argv[1:] if argv is None else argv)
         return
-    record = Record(arguments.out, arguments.seconds)
+    if arguments.apply:
+        from benchmarks.gpu import kernels
+
+        print(f"{len(kernels.apply(arguments.apply))} layers and passes have block sizes now")
+        return
+    seconds = arguments.seconds
+    if parts[0] == "kernels" and not arguments.dry_run:
+        seconds = seconds or _KERNELS_SECONDS
+    record = Record(arguments.out, seconds)
     part = importlib.import_module(f"benchmarks.gpu.{MODULES.get(parts[0], parts[0])}")
-    if parts[0] in ("step", "conv"):
+    if parts[0] in ("step", "conv", "kernels"):
         _add_machine(record)
     part.run(_settings(arguments), record)
 
@@ -49,6 +61,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="+", choices=WORDS)
     parser.add_argument("--out", help="the file of JSON lines")
     parser.add_argument("--seconds", type=float, help="the time for this command")
+    parser.add_argument(
+        "--apply", metavar="LINES", help="of kernels: write the fastest block sizes in this file of lines"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
     parser.add_argument("--networks", nargs="+", help="of step, floor and launches, for example resnet18-64")
     parser.add_argument("--batch", type=int, help="B of every part")

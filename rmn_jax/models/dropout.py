@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rmn_jax.models.layers import Layers
+from rmn_jax.routing.layout import Slots, pixel_axes
 
 
 class Dropout(nn.Module):
@@ -65,7 +66,9 @@ def _dropped(module: nn.Module, x: jax.Array, shape_of: Callable[[tuple[int, ...
         raise ValueError(f"{'/'.join(module.path)} drops at random: pass keys=[B] (one for each input) when train=True")
     position = zlib.crc32("/".join(module.path).encode())
     in_tiles = layers.keys.ndim == 2  # [L, V], for x [L, H, W, V, C]
-    shape = shape_of((*x.shape[1:3], x.shape[-1]) if in_tiles else x.shape[1:])
+    in_slots = isinstance(layers.layout, Slots)  # [R], for x [H, W, R, C]
+    height, width = pixel_axes(layers.layout)
+    shape = shape_of((x.shape[height], x.shape[width], x.shape[-1]) if x.ndim > 3 else x.shape[1:])
     draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, position), 1.0 - rate, shape)  # noqa: E731
-    kept = jax.vmap(jax.vmap(draw, out_axes=2) if in_tiles else draw)(layers.keys)
+    kept = jax.vmap(jax.vmap(draw, out_axes=2) if in_tiles else draw, out_axes=2 if in_slots else 0)(layers.keys)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros((), x.dtype)).astype(x.dtype)

@@ -18,6 +18,7 @@ from rmn_jax.models.dropout import Dropout, StochasticDepth
 from rmn_jax.models.layers import Layers, scaled
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing import global_average_pool
+from rmn_jax.routing.layout import over_pixels
 
 
 class BlockSpec(NamedTuple):
@@ -110,7 +111,7 @@ class SqueezeExcitation(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(self.layers.conv, kernel_size=(1, 1), use_bias=True)
-        pooled = global_average_pool(x)[:, None, None, :]
+        pooled = over_pixels(global_average_pool(x, self.layers.layout), self.layers.layout)
         gate = conv(x.shape[-1], name="excite")(nn.silu(conv(self.hidden, name="squeeze")(pooled)))
         return scaled(x, nn.sigmoid(gate))
 

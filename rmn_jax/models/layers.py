@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from rmn_jax import ops
-from rmn_jax.routing import Layout, Tiles, global_average_pool
-from rmn_jax.routing.layout import merge_tiles
+from rmn_jax.routing import Layout, Slots, Tiles, global_average_pool
+from rmn_jax.routing.layout import merge_tiles, over_pixels
 
 # The folded form of a norm: [2, C], or [2, N, C] when routed.
 NORM = "factor_and_shift"
@@ -47,7 +47,8 @@ def scaled(x: jax.Array, gate: jax.Array) -> jax.Array:
 class RoutedConv(nn.Module):
     """2-D convolution, [B, H, W, C] -> [B, OH, OW, O]; when routed, each row with the kernel of its unit.
 
-    In tiles [L, H, W, V, C] -> [L, OH, OW, V, O]; the same holds for the other routed layers.
+    In tiles [L, H, W, V, C] -> [L, OH, OW, V, O], in slots [H, W, R, C] -> [OH, OW, R, O]; the same holds for the other
+    routed layers.
 
     Attributes:
       features: O.
@@ -89,7 +90,7 @@ class RoutedConv(nn.Module):
         else:
             kernel = parameter().astype(self.dtype)
         if form != "direct":
-            assert not isinstance(self.layout, Tiles), "a folded network sorts its rows"
+            assert not isinstance(self.layout, Tiles | Slots), "a folded network sorts its rows"
             y = ops.folded_conv(x, kernel, form, window, self.layout)
         elif self.layout is None:
             y = ops.conv(x, kernel, strides=self.strides, padding=self.padding)
@@ -102,7 +103,7 @@ class RoutedConv(nn.Module):
             if self.layout is not None:
                 rows = ops.take_unit(bias, self.layout)
                 # In tiles, one vector for all slots, padding too: XLA can add it within the convolution.
-                bias = rows.reshape(-1) if isinstance(self.layout, Tiles) else rows[:, None, None, :]
+                bias = rows.reshape(-1) if isinstance(self.layout, Tiles) else over_pixels(rows, self.layout)
             wide = merge_tiles(y)
             # Broadcast before rounding: the bias's gradient is then summed over rows and pixels in float32.
             y = (wide + jnp.broadcast_to(bias, wide.shape).astype(self.dtype)).reshape(y.shape)
@@ -206,16 +207,16 @@ class ConditionalAttention(nn.Module):
     reduction: int = 16
 
     @nn.compact
-    def __call__(self, x: jax.Array, assignment: jax.Array | None) -> jax.Array:
-        """x [B, H, W, C] with assignment [B] int32, or in tiles [L, H, W, V, C] with [V] -> as x."""
+    def __call__(self, x: jax.Array, assignment: jax.Array | None, layout: Layout = None) -> jax.Array:
+        """x [B, H, W, C] with assignment [B] int32, in tiles [L, H, W, V, C] with [V], in slots with [R] -> as x."""
         channels = x.shape[-1]
         hidden = max(1, channels // self.reduction)
-        code = nn.relu(nn.Dense(hidden, use_bias=False, name="squeeze")(global_average_pool(x)))
+        code = nn.relu(nn.Dense(hidden, use_bias=False, name="squeeze")(global_average_pool(x, layout)))
         if self.num_units is not None:
             condition = jax.nn.one_hot(assignment, self.num_units)
             code = jnp.concatenate([code, jnp.broadcast_to(condition, (*code.shape[:-1], self.num_units))], axis=-1)
         gate = nn.sigmoid(nn.Dense(channels, use_bias=False, name="excite")(code))
-        return scaled(x, gate[:, None, None])
+        return scaled(x, over_pixels(gate, layout))
 
 
 class Layers(NamedTuple):
@@ -229,9 +230,10 @@ class Layers(NamedTuple):
       conv: module constructor.
       norm: module constructor.
       train: whether this is training.
-      keys: random keys for dropout and the like: [B], one for each row, or [L, V], one for each slot in tiles; None in
+      keys: random keys for dropout and the like: [B], one for each row, or [L, V] or [R], one for each slot; None in
         evaluation.
       depthwise: module constructor, ``layers.depthwise((3, 3))(x)``.
+      layout: of the feature maps, for what a block does with them itself.
     """
 
     conv: Any
@@ -239,3 +241,4 @@ class Layers(NamedTuple):
     train: bool = False
     keys: jax.Array | None = None
     depthwise: Any = None
+    layout: Layout = None

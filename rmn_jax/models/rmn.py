@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rmn_jax import ops
 from rmn_jax.models.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise, scaled
 from rmn_jax.routing import ROUTERS, Layout, StageInput, global_average_pool, make_tiles, sort_by_unit, to_layout
-from rmn_jax.routing.layout import Sorted, take_rows
+from rmn_jax.routing.layout import Sorted, make_slots, over_pixels, pixel_axes, take_rows
 from rmn_jax.routing.routers import random_unit
 
 ATTENTIONS = ("none", "se", "conditional")
@@ -120,7 +120,8 @@ class RMN(nn.Module):
         stages, pooled, assignments, distances = [], [], [], []
         auxiliary_loss = jnp.zeros((), jnp.float32)
         for i, make_stage in enumerate(self.backbone.stages):
-            pooled.append(to_layout(global_average_pool(x)[:, None, None], layout, None)[:, 0, 0])
+            features = over_pixels(global_average_pool(x, layout), layout)
+            pooled.append(to_layout(features, layout, None)[:, 0, 0])
             inputs = self._stage_input(i, pooled[-1], images, keys, train)
             given = None if assignment is None else assignment[i]
             target, gain = None, None
@@ -129,7 +130,8 @@ class RMN(nn.Module):
                 unit, gain = routing.assignment, routing.gain
                 distances.append(routing.metrics["distances"])
                 auxiliary_loss = auxiliary_loss + routing.auxiliary_loss
-                target = self._layout(unit, pixels=x.shape[1] * x.shape[2])
+                height, width = pixel_axes(layout)
+                target = self._layout(unit, pixels=x.shape[height] * x.shape[width])
             else:
                 router.scores(inputs)  # a learned router has its parameters from phase 1 on
                 unit = self._condition(inputs, given)
@@ -140,7 +142,9 @@ class RMN(nn.Module):
                 x = scaled(x, to_layout(gain[:, None, None, None], None, layout))
             if self.attention != "none":  # eqs. 6-8
                 condition = self.num_units if self.attention == "conditional" else None
-                x = ConditionalAttention(condition, name=f"attention{i + 1}")(x, layout.unit if layout else unit)
+                x = ConditionalAttention(condition, name=f"attention{i + 1}")(
+                    x, layout.unit if layout else unit, layout
+                )
             assignments.append(unit)
             stages.append(to_layout(x, layout, None))
         logits = self.backbone.head(layers=self._layers(train, keys), name="head")(stages[-1]).astype(jnp.float32)
@@ -176,8 +180,10 @@ class RMN(nn.Module):
         )
 
     def _layout(self, unit: jax.Array, pixels: int) -> Layout:
-        """The layout of a stage with input maps of H W = ``pixels``: sorted, or in tiles if the backend takes them."""
+        """The layout of a stage with input maps of H W = ``pixels``: the one that the backend takes."""
         layout: Sorted = sort_by_unit(unit, self.num_units)
+        if ops.wants_slots(self.backend, self.folded):
+            return make_slots(layout)
         return make_tiles(layout, pixels) if ops.wants_tiles(self.backend, self.folded) else layout
 
     def _condition(self, inputs: StageInput, given: jax.Array | None) -> jax.Array:
@@ -196,4 +202,5 @@ class RMN(nn.Module):
             train=train,
             keys=keys,
             depthwise=functools.partial(RoutedDepthwise, **shared, dtype=self.dtype),
+            layout=layout,
         )

@@ -18,7 +18,7 @@ from rmn_jax.errors import UserError
 from rmn_jax.models.dropout import Dropout
 from rmn_jax.models.layers import Layers
 from rmn_jax.models.rmn import Backbone
-from rmn_jax.routing.layout import merge_tiles
+from rmn_jax.routing.layout import Layout, merge_tiles, pixel_axes
 
 # Output channels of each block's convolutions.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -42,12 +42,14 @@ class Block(nn.Module):
         for i, features in enumerate(self.features):
             x = self.layers.conv(features, (3, 3), use_bias=True, name=f"conv{i + 1}")(x)
             x = nn.relu(self.layers.norm(name=f"bn{i + 1}")(x))
-        return _halved(x) if self.pool else x
+        return _halved(x, self.layers.layout) if self.pool else x
 
 
-def _halved(x: jax.Array) -> jax.Array:
-    """2x2 max-pool of stride 2: [B, H, W, C] -> [B, H/2, W/2, C]; in tiles [L, H, W, V, C] -> [L, H/2, W/2, V, C]."""
-    pooled = nn.max_pool(merge_tiles(x), (2, 2), strides=(2, 2))
+def _halved(x: jax.Array, layout: Layout) -> jax.Array:
+    """2x2 max-pool of stride 2 over height and width, in any layout."""
+    window = [2 if axis in pixel_axes(layout) else 1 for axis in range(4)]
+    wide = merge_tiles(x)
+    pooled = jax.lax.reduce_window(wide, -jnp.inf, jax.lax.max, window, window, "VALID")
     return pooled.reshape(*pooled.shape[:3], *x.shape[3:])
 
 

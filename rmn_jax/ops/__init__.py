@@ -1,6 +1,6 @@
 """Routed primitives on batches sorted by unit or laid out in tiles. All hand-written performance code is here."""
 
-from rmn_jax.ops.choose import BACKENDS, backend_name, folded_form, wants_tiles
+from rmn_jax.ops.choose import BACKENDS, backend_name, folded_form, wants_slots, wants_tiles
 from rmn_jax.ops.conv import conv, routed_conv
 from rmn_jax.ops.depthwise import depthwise, routed_depthwise
 from rmn_jax.ops.fold import fold_kernel, folded_conv
@@ -23,5 +23,6 @@ __all__ = [
     "routed_depthwise",
     "scale_and_shift",
     "take_unit",
+    "wants_slots",
     "wants_tiles",
 ]

@@ -11,16 +11,26 @@
 Which algorithm ``loop`` uses for a tile is decided there, by ``winograd.fits`` and by the size of the map.
 
 A backend is a module with three functions, ``forward``, ``input_gradient`` and ``kernel_gradient``. ``loop`` and
-``scan`` take a batch sorted by unit, ``tiles`` takes tiles (``rmn_jax.routing.layout``). All are exact for any load.
+``scan`` take a batch sorted by unit, ``tiles`` and ``sliced`` take tiles, ``slots`` and ``mosaic`` take slots
+(``rmn_jax.routing.layout``). All are exact for any load.
+
+A stage has one layout for all its layers. In slots, each layer has a choice of its own (``slots_backend``): ``mosaic``,
+kernels for Hopper, where they fit, else ``slots``, XLA's grouped convolution. ``config.model.backend`` = "mosaic"
+chooses slots with kernels where they fit, "slots" chooses slots without kernels, on any platform. "sliced" is "tiles"
+in groups of at most 128 channels.
+
+GPUs keep ``tiles`` until the kernels of ``mosaic`` have been measured: they have run in JAX's interpreter and have been
+lowered for CUDA, and have never run on a GPU. ``python -m benchmarks.gpu kernels`` decides; then change
+``_BY_PLATFORM``.
 """
 
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.ops import loop, scan, tiles
+from rmn_jax.ops import loop, mosaic, scan, sliced, slots, tiles
 from rmn_jax.ops.window import Window
 
-BACKENDS = {"loop": loop, "scan": scan, "tiles": tiles}
+BACKENDS = {"loop": loop, "scan": scan, "tiles": tiles, "sliced": sliced, "slots": slots, "mosaic": mosaic}
 # Names of earlier releases, for stored configurations.
 RENAMED_BACKENDS = {"visits": "scan"}
 _BY_PLATFORM = {"cpu": "loop", "gpu": "tiles"}
@@ -49,7 +59,34 @@ def backend_name(name: str = "auto") -> str:
 def wants_tiles(name: str, folded: bool = False) -> bool:
     """Whether a stage lays its batch out in tiles, for the backend ``name`` and folded weights or not."""
     # The folded forms are for CPU and take sorted rows.
-    return backend_name(name) == "tiles" and not (folded and jax.default_backend() == "cpu")
+    return backend_name(name) in ("tiles", "sliced") and not (folded and jax.default_backend() == "cpu")
+
+
+def wants_slots(name: str, folded: bool = False) -> bool:
+    """Whether a stage lays its batch out in slots, for the backend ``name`` and folded weights or not."""
+    return backend_name(name) in ("slots", "mosaic") and not (folded and jax.default_backend() == "cpu")
+
+
+def slots_backend(name: str, shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window, dtype) -> str:
+    """The backend of one layer on a map in slots: "mosaic" where its kernels run and fit, else "slots".
+
+    Args:
+      name: the backend that the caller names. "slots" is obeyed; every other name leaves the choice.
+      shape: of the input, [H, W, R, C].
+      kernel_shape: [N, kh, kw, C, O].
+      window: of the convolution.
+      dtype: of input and kernel.
+    """
+    if name == "slots" or not kernels_run_here():
+        return "slots"
+    return "mosaic" if mosaic.fits(shape, kernel_shape, window, dtype) else "slots"
+
+
+def kernels_run_here() -> bool:
+    """Whether the kernels of ``mosaic`` run on the first device: a Hopper GPU, with a JAX that has Mosaic GPU."""
+    if jax.default_backend() != "gpu" or not mosaic.available():
+        return False
+    return getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def loop_beats_xla(rows: jax.Array, window: Window) -> bool:

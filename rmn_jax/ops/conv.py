@@ -15,9 +15,19 @@ import jax
 import numpy as np
 
 from rmn_jax.ops import loop
-from rmn_jax.ops.choose import BACKENDS, backend_name, loop_beats_xla
+from rmn_jax.ops.choose import BACKENDS, backend_name, loop_beats_xla, slots_backend, wants_slots
 from rmn_jax.ops.window import Window, convolve, input_gradient, subsampled
-from rmn_jax.routing.layout import Sorted, Tiles, already_sorted, assert_in_layout, make_tiles, single_group, to_layout
+from rmn_jax.routing.layout import (
+    Slots,
+    Sorted,
+    Tiles,
+    already_sorted,
+    assert_in_layout,
+    make_slots,
+    make_tiles,
+    single_group,
+    to_layout,
+)
 
 
 class _Static(NamedTuple):
@@ -28,7 +38,7 @@ class _Static(NamedTuple):
 def routed_conv(
     x: jax.Array,
     kernel: jax.Array,
-    layout: Sorted | Tiles,
+    layout: Sorted | Tiles | Slots,
     *,
     strides: int = 1,
     padding: int | None = None,
@@ -37,33 +47,44 @@ def routed_conv(
     """2-D convolution of each row with the kernel of its unit (eq. 5 for one layer).
 
     Args:
-      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
+      x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.
       kernel: [N, kh, kw, C, O], in x's dtype.
       layout: the stage's layout.
       strides: in both directions, in pixels.
       padding: zeros on every side, in pixels; None means ``kh // 2``, PyTorch's usual "same".
-      backend: "auto" or a name in ``choose.BACKENDS``, for a sorted batch. Tiles always use the backend "tiles". With
-        "tiles" a sorted batch is laid out in tiles for this layer alone.
+      backend: "auto" or a name in ``choose.BACKENDS``, for a sorted batch. Tiles use "sliced" if that is named, else
+        "tiles". With "tiles", "sliced", "slots" or "mosaic" a sorted batch is laid out for this layer alone. Slots use
+        "slots" if that is named, else the one of "mosaic" and "slots" that ``choose.slots_backend`` says.
 
     Returns:
-      [B, OH, OW, O] or [L, OH, OW, V, O], in the layout of x.
+      [B, OH, OW, O], [L, OH, OW, V, O] or [OH, OW, R, O], in the layout of x.
 
     Raises:
       ValueError: unknown backend, or shapes that do not fit.
     """
-    backend = "tiles" if isinstance(layout, Tiles) else backend_name(backend)
+    name, backend = backend, backend_name(backend)
+    if isinstance(layout, Tiles) and backend != "sliced":
+        backend = "tiles"
     check_routed(x, kernel, layout, (x.shape[-1], None))
     window = Window.make(kernel.shape[1], kernel.shape[2], strides, padding)
-    if backend == "tiles" and isinstance(layout, Sorted):
+    if backend in ("tiles", "sliced") and isinstance(layout, Sorted):
         tiles = make_tiles(already_sorted(layout), x.shape[1] * x.shape[2])
-        y = routed_conv(to_layout(x, None, tiles), kernel, tiles, strides=strides, padding=padding)
+        y = routed_conv(to_layout(x, None, tiles), kernel, tiles, strides=strides, padding=padding, backend=backend)
         return to_layout(y, tiles, None)
-    x, window = subsampled(x, window)
+    if wants_slots(backend) and isinstance(layout, Sorted):
+        slots = make_slots(already_sorted(layout))
+        y = routed_conv(to_layout(x, None, slots), kernel, slots, strides=strides, padding=padding, backend=name)
+        return to_layout(y, slots, None)
+    if isinstance(layout, Slots):
+        one, window = subsampled(x[None], window)
+        x, backend = one[0], slots_backend(name, one.shape[1:], kernel.shape, window, x.dtype)
+    else:
+        x, window = subsampled(x, window)
     return _routed(_Static(window, backend), x, kernel, layout)
 
 
 def check_routed(
-    x: jax.Array, kernel: jax.Array, layout: Sorted | Tiles, channels: tuple[int | None, int | None]
+    x: jax.Array, kernel: jax.Array, layout: Sorted | Tiles | Slots, channels: tuple[int | None, int | None]
 ) -> None:
     """Raises ValueError unless x is in ``layout`` and the kernel is [N, kh, kw, *channels] (None: any size)."""
     wanted = (layout.num_units, None, None, *channels)

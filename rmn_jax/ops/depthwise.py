@@ -20,7 +20,7 @@ from jax import lax
 from rmn_jax.ops.conv import check_routed
 from rmn_jax.ops.norm import take_unit
 from rmn_jax.ops.window import Window, convolve
-from rmn_jax.routing.layout import Sorted, Tiles, merge_tiles
+from rmn_jax.routing.layout import Slots, Sorted, Tiles, merge_tiles
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int | None = None) -> jax.Array:
@@ -47,19 +47,19 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int
 
 
 def routed_depthwise(
-    x: jax.Array, kernel: jax.Array, layout: Sorted | Tiles, *, strides: int = 1, padding: int | None = None
+    x: jax.Array, kernel: jax.Array, layout: Sorted | Tiles | Slots, *, strides: int = 1, padding: int | None = None
 ) -> jax.Array:
     """Depthwise convolution of each row with the kernel of its unit.
 
     Args:
-      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
+      x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.
       kernel: [N, kh, kw, 1, C].
       layout: the stage's layout.
       strides: as in ``depthwise``.
       padding: as in ``depthwise``.
 
     Returns:
-      [B, OH, OW, C] or [L, OH, OW, V, C] in x's dtype, in the layout of x.
+      [B, OH, OW, C], [L, OH, OW, V, C] or [OH, OW, R, C] in x's dtype, in the layout of x.
 
     Raises:
       ValueError: shapes that do not fit.
@@ -67,8 +67,14 @@ def routed_depthwise(
     check_routed(x, kernel, layout, (1, x.shape[-1]))
     rows = take_unit(kernel.reshape(layout.num_units, -1), layout)
     rows = rows.reshape(-1, *kernel.shape[1:3], x.shape[-1])
+    window = Window.make(kernel.shape[1], kernel.shape[2], strides, padding)
+    if isinstance(layout, Slots):
+        # Slots side by side are one image of R C channels. The library's grouped convolution would have R C groups.
+        wide = jnp.moveaxis(rows, 0, 2).reshape(1, *kernel.shape[1:3], -1)
+        y = _taps(window, x.reshape(1, *x.shape[:2], -1), wide)[0]
+        return y.reshape(*y.shape[:2], *x.shape[2:])
     if not isinstance(layout, Tiles):
-        return _taps(Window.make(kernel.shape[1], kernel.shape[2], strides, padding), x, rows)
+        return _taps(window, x, rows)
     # Tiles side by side are one plain layer of V C channels.
     wide = jnp.moveaxis(rows, 0, 2).reshape(*kernel.shape[1:3], 1, -1)
     y = depthwise(merge_tiles(x), wide, strides=strides, padding=padding)

@@ -1,6 +1,6 @@
-"""Batch normalisation over the inputs of each unit, by segment sums on a batch sorted by unit or laid out in tiles.
+"""Batch normalisation over the inputs of each unit, by segment sums on sorted rows, tiles or slots.
 
-Axes: B batch, N units, H W height and width, C channels, L slots in a tile, V tiles (see ``rmn_jax``).
+Axes: B batch, N units, H W height and width, C channels, L slots in a tile, V tiles, R slots (see ``rmn_jax``).
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.routing.layout import Layout, Sorted, Tiles, assert_in_layout, merge_tiles
+from rmn_jax.routing.layout import Layout, Slots, Sorted, Tiles, assert_in_layout, merge_tiles, pixel_axes
 
 
 class Moments(NamedTuple):
@@ -32,7 +32,7 @@ def batch_moments(x: jax.Array, layout: Layout, axis_name: str | None = None) ->
     One reduction over devices carries sum, sum of squares and count together.
 
     Args:
-      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
+      x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.
       layout: the stage's layout; None takes the batch as one group (the plain layer).
       axis_name: mesh axis to sum over, or None on one device.
 
@@ -44,17 +44,20 @@ def batch_moments(x: jax.Array, layout: Layout, axis_name: str | None = None) ->
     """
     assert_in_layout(x, layout)
     x = x.astype(jnp.float32)
-    pixels = x.shape[1] * x.shape[2]
+    height, width = pixel_axes(layout)
+    pixels = x.shape[height] * x.shape[width]
     if layout is None:
         # A column for the count lets one reduction carry all three.
         count = jnp.full((1,), x.shape[0] * pixels, jnp.float32)
         sums = jnp.concatenate([jnp.sum(x, (0, 1, 2)), jnp.sum(x * x, (0, 1, 2)), count])
     else:
         wide = merge_tiles(x)  # XLA fuses more with it
-        each = [jnp.sum(values, (1, 2)).reshape(-1, *x.shape[3:]) for values in (wide, wide * wide)]
+        each = [jnp.sum(values, (height, width)).reshape(-1, *x.shape[3:]) for values in (wide, wide * wide)]
         rows = jnp.concatenate(each, axis=-1)
         if isinstance(layout, Tiles):
             rows = jnp.sum(jnp.where(layout.valid[..., None], rows, 0.0), axis=0)
+        elif isinstance(layout, Slots):
+            rows = jnp.where(layout.valid[:, None], rows, 0.0)
         member = jax.nn.one_hot(layout.unit, layout.num_units, axis=0, dtype=jnp.float32)
         sums = jnp.matmul(member, rows, precision=jax.lax.Precision.HIGHEST)
         sums = jnp.concatenate([sums, (layout.group_sizes * pixels).astype(jnp.float32)[:, None]], axis=-1)
@@ -71,7 +74,7 @@ def normalize(x, mean, variance, scale, bias, layout: Layout, epsilon: float) ->
     """``(x - mean) / sqrt(variance + epsilon) * scale + bias``, with the vectors of each row's unit.
 
     Args:
-      x: [B, H, W, C] sorted by unit, or [L, H, W, V, C] in tiles.
+      x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.
       mean: [N, C] float32 with a layout, [C] without.
       variance: as ``mean``.
       scale: as ``mean``.
@@ -100,19 +103,23 @@ def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, layout: L
     return (merge_tiles(x).astype(jnp.float32) * factor + shift).astype(x.dtype).reshape(x.shape)
 
 
-def broadcast_to_rows(values: jax.Array, layout: Sorted | Tiles) -> jax.Array:
+def broadcast_to_rows(values: jax.Array, layout: Sorted | Tiles | Slots) -> jax.Array:
     """The vector of each row's unit, to broadcast over pixels: [N, C] -> [B, 1, 1, C], or [L, 1, 1, V C] in tiles.
+
+    In slots: [R, C].
 
     Padding gets zeros. The norms of a unit without inputs would otherwise magnify padding until it overflows.
     """
     rows = take_unit(values, layout)
+    if isinstance(layout, Slots):
+        return jnp.where(layout.valid[:, None], rows, 0.0)
     if isinstance(layout, Tiles):
         rows = jnp.where(layout.valid[..., None], rows, 0.0).reshape(len(layout.row_of_slot), -1)
     return rows[:, None, None, :]
 
 
-def take_unit(values: jax.Array, layout: Sorted | Tiles) -> jax.Array:
-    """The vector of the unit of each sorted row, or of each tile: [N, C] -> [B, C] or [V, C].
+def take_unit(values: jax.Array, layout: Sorted | Tiles | Slots) -> jax.Array:
+    """The vector of the unit of each sorted row, of each tile or of each slot: [N, C] -> [B, C], [V, C] or [R, C].
 
     A product with the one-hot membership, not a gather. Its gradient is then a product as well. A gather's would be a
     scatter-add, which is slow and on some devices not reproducible.

@@ -1,6 +1,16 @@
 """Routing: memories and the nearest one (eqs. 4 and 9), batch layouts, and the routers."""
 
-from rmn_jax.routing.layout import Layout, Sorted, Tiles, make_tiles, sort_by_unit, take_rows, to_layout
+from rmn_jax.routing.layout import (
+    Layout,
+    Slots,
+    Sorted,
+    Tiles,
+    make_slots,
+    make_tiles,
+    sort_by_unit,
+    take_rows,
+    to_layout,
+)
 from rmn_jax.routing.memory import (
     METRICS,
     UnitSums,
@@ -22,6 +32,7 @@ __all__ = [
     "Layout",
     "Router",
     "Routing",
+    "Slots",
     "Sorted",
     "StageInput",
     "Tiles",
@@ -29,6 +40,7 @@ __all__ = [
     "dead_units",
     "global_average_pool",
     "load_entropy",
+    "make_slots",
     "make_tiles",
     "memory_drift",
     "nearest_unit",

@@ -6,8 +6,9 @@ a unit's group is as long as its load. Feature maps are in one of three layouts:
     None    batch order, [B, H, W, C]
     Sorted  rows sorted by unit, [B, H, W, C]: the rows of one unit are consecutive
     Tiles   V tiles of L slots, [L, H, W, V, C]: all rows of a tile belong to one unit; unused slots are padding
+    Slots   R slots sorted by unit, pixels first, [H, W, R, C]: each unit's slots are padded to a multiple of 8
 
-Axes: B batch, N units, H W height and width, C channels, L slots in a tile, V tiles (see ``rmn_jax``).
+Axes: B batch, N units, H W height and width, C channels, L slots in a tile, V tiles, R slots (see ``rmn_jax``).
 """
 
 import math
@@ -21,6 +22,8 @@ from jax import lax
 
 # Most slots in a tile.
 _LONGEST = 32
+# Slots in a group: the rows of the smallest block of shared memory that Hopper's tensor cores read.
+GROUP = 8
 # Cost of copying a kernel for one more tile, in padding pixels. Sets the tile length.
 _KERNEL_COST = 2048
 
@@ -189,21 +192,80 @@ def slots_per_tile(batch: int, num_units: int, pixels: int) -> int:
     return min(2 ** max(0, round(math.log2(best))), tile_length(batch, num_units))
 
 
+class Slots(NamedTuple):
+    """A batch in R slots sorted by unit, in groups of 8 consecutive slots that belong to one unit.
+
+    A feature map is [H, W, R, C]. The 8 rows of a block that tensor cores read are then 8 rows of one unit at one
+    pixel. A convolution shifts pixels, which are the leading axes, so that such a block is aligned for every tap.
+
+    Attributes:
+      unit: [R] int32, the unit of each slot, also of padding.
+      row_of_slot: [R] int32, the batch row in each slot; B for padding.
+      slot_of_row: [B] int32, the slot of each row.
+      group_sizes: [N] int32, rows of each unit.
+    """
+
+    unit: jax.Array
+    row_of_slot: jax.Array
+    slot_of_row: jax.Array
+    group_sizes: jax.Array
+
+    @property
+    def num_units(self) -> int:
+        """N."""
+        return self.group_sizes.shape[0]
+
+    @property
+    def valid(self) -> jax.Array:
+        """[R] bool, False for padding."""
+        return self.row_of_slot < self.slot_of_row.shape[0]
+
+    @property
+    def unit_of_group(self) -> jax.Array:
+        """[R / 8] int32, the unit of each group of 8 slots, non-decreasing."""
+        return self.unit[::GROUP]
+
+
+def num_slots(batch: int, num_units: int) -> int:
+    """R: the most slots that any load of B rows over N units needs, 8 floor((B + 7 min(B, N)) / 8).
+
+    A unit of n > 0 rows has 8 ceil(n / 8) <= n + 7 slots. B = 1,024 rows of N = 8 units have 1,080.
+    """
+    return GROUP * max_tiles(batch, min(batch, num_units), GROUP)
+
+
+def make_slots(layout: Sorted) -> Slots:
+    """The slots of a batch, given the same batch sorted by unit."""
+    batch = layout.unit.shape[0]
+    tiles = tile_table(layout, batch, GROUP)
+    groups = num_slots(batch, layout.num_units) // GROUP
+    unit, low, high = (field[:groups, None] for field in tiles)  # those beyond are not used by any load
+    sorted_row = low + jnp.arange(GROUP, dtype=jnp.int32)
+    row_of_slot = jnp.where(sorted_row < high, layout.order.at[sorted_row].get(mode="clip"), batch).reshape(-1)
+    padded = GROUP * -(-layout.group_sizes // GROUP)
+    rank = jnp.arange(batch, dtype=jnp.int32) - layout.offsets[layout.unit]  # of a row within its unit's group
+    slot_of_row = ((jnp.cumsum(padded) - padded)[layout.unit] + rank)[layout.inverse]
+    unit = jnp.broadcast_to(unit, (groups, GROUP)).reshape(-1)
+    return Slots(unit, row_of_slot, slot_of_row.astype(jnp.int32), layout.group_sizes)
+
+
 # The layout of a feature map; None is batch order.
-Layout = Sorted | Tiles | None
+Layout = Sorted | Tiles | Slots | None
 
 
 def assert_in_layout(x: jax.Array, layout: Layout) -> None:
     """Raises AssertionError unless ``x`` is a feature map in ``layout``.
 
     Args:
-      x: [B, H, W, C] in batch order or sorted, [L, H, W, V, C] in tiles.
+      x: [B, H, W, C] in batch order or sorted, [L, H, W, V, C] in tiles, [H, W, R, C] in slots.
       layout: the layout it should be in.
     """
     chex.assert_rank(x, 5 if isinstance(layout, Tiles) else 4)
     if isinstance(layout, Tiles):
         chex.assert_axis_dimension(x, 0, layout.row_of_slot.shape[0])
         chex.assert_axis_dimension(x, 3, layout.row_of_slot.shape[1])
+    elif isinstance(layout, Slots):
+        chex.assert_axis_dimension(x, 2, layout.row_of_slot.shape[0])
     elif layout is not None:
         chex.assert_axis_dimension(x, 0, layout.unit.shape[0])
 
@@ -214,21 +276,21 @@ def to_layout(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
     The VJP is the inverse gather, not a scatter-add. Padding receives no gradient.
 
     Args:
-      x: feature maps in ``source``, [B, H, W, C] or [L, H, W, V, C].
+      x: feature maps in ``source``, [B, H, W, C], [L, H, W, V, C] or [H, W, R, C].
       source: the layout of ``x``.
       target: the layout of the result, for the same batch.
 
     Returns:
-      [B, H, W, C] or [L, H, W, V, C], in x's dtype.
+      [B, H, W, C], [L, H, W, V, C] or [H, W, R, C], in x's dtype.
 
     Raises:
-      ValueError: one layout is ``Sorted`` and the other is ``Tiles``; a network uses one of the two.
+      ValueError: one layout is ``Sorted`` and the other is ``Tiles`` or ``Slots``; a network has sorted rows or not.
       AssertionError: ``x`` is not in ``source``.
     """
     assert_in_layout(x, source)
-    if isinstance(source, Tiles) or isinstance(target, Tiles):
+    if isinstance(source, Tiles | Slots) or isinstance(target, Tiles | Slots):
         if isinstance(source, Sorted) or isinstance(target, Sorted):
-            raise ValueError("cannot go between a sorted batch and tiles directly; go through batch order (None)")
+            raise ValueError("cannot go between sorted rows and tiles or slots directly; go through batch order (None)")
         return _move(x, source, target)
     if source is None:
         return x if target is None else permute(x, target.order, target.inverse)
@@ -238,12 +300,25 @@ def to_layout(x: jax.Array, source: Layout, target: Layout) -> jax.Array:
 
 
 def merge_tiles(x: jax.Array) -> jax.Array:
-    """Tiles side by side as channels, [L, H, W, V, C] -> [L, H, W, V C]; [B, H, W, C] is returned as it is."""
+    """Tiles side by side as channels, [L, H, W, V, C] -> [L, H, W, V C]; other maps are returned as they are."""
     return x.reshape(*x.shape[:3], -1)
 
 
+def pixel_axes(layout: Layout) -> tuple[int, int]:
+    """The axes of height and width of a feature map in ``layout``."""
+    return (0, 1) if isinstance(layout, Slots) else (1, 2)
+
+
+def over_pixels(rows: jax.Array, layout: Layout) -> jax.Array:
+    """One vector for each row, shaped to broadcast over the pixels of a feature map in ``layout``.
+
+    [B, C] -> [B, 1, 1, C], in tiles [L, V, C] -> [L, 1, 1, V, C], in slots [R, C] -> [1, 1, R, C].
+    """
+    return jnp.expand_dims(rows, pixel_axes(layout))
+
+
 def take_rows(values: jax.Array, target: Layout) -> jax.Array:
-    """One value for each row, [B] in batch order -> [B] or [L, V] in ``target``. Padding repeats some row's value."""
+    """One value for each row, [B] in batch order -> [B], [L, V] or [R] in ``target``. Padding has some row's value."""
     if target is None:
         return values
     return values[target.order if isinstance(target, Sorted) else jnp.minimum(target.row_of_slot, len(values) - 1)]
@@ -272,22 +347,30 @@ permute.defvjp(_permute_forward, _permute_backward)
 
 
 @jax.custom_vjp
-def _move(x: jax.Array, source: Tiles | None, target: Tiles | None) -> jax.Array:
-    if source is None:
-        assert target is not None
-        slots = target.row_of_slot[..., None]
-    elif target is None:
+def _move(x: jax.Array, source: Tiles | Slots | None, target: Tiles | Slots | None) -> jax.Array:
+    if target is None:
+        assert source is not None
         slots = source.slot_of_row
+    elif source is None:
+        slots = target.row_of_slot
     else:
-        slot = source.slot_of_row.at[target.row_of_slot].get(mode="clip")
-        slots = jnp.where(target.valid[..., None], slot, len(source.row_of_slot))
-    gathered = (0,) if source is None else (0, 3)
-    offsets = (1, 2, 3) if target is None else (1, 2, 4)
+        slots = source.slot_of_row.at[target.row_of_slot].get(mode="clip")
+        valid = target.valid[..., None] if isinstance(source, Tiles) else target.valid
+        slots = jnp.where(valid, slots, len(source.row_of_slot))
+    gathered, rows = _row_axes(source), _row_axes(target)
+    offsets = tuple(axis for axis in range(3 + len(rows)) if axis not in rows)
     dimensions = lax.GatherDimensionNumbers(
         offset_dims=offsets, collapsed_slice_dims=gathered, start_index_map=gathered
     )
     slices = tuple(1 if axis in gathered else length for axis, length in enumerate(x.shape))
+    if not isinstance(source, Tiles):
+        slots = slots[..., None]
     return lax.gather(x, slots, dimensions, slices, mode=lax.GatherScatterMode.FILL_OR_DROP, fill_value=0)
+
+
+def _row_axes(layout: Tiles | Slots | None) -> tuple[int, ...]:
+    """The axes of a feature map along which its rows lie."""
+    return (0, 3) if isinstance(layout, Tiles) else (2,) if isinstance(layout, Slots) else (0,)
 
 
 def _move_forward(x, source, target):

@@ -9,11 +9,16 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rmn_jax.routing.layout import Layout, Slots, pixel_axes
 
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """Mean over height and width, in float32: [B, H, W, C] -> [B, C], [L, H, W, V, C] -> [L, V, C]."""
-    if jax.default_backend() != "cpu":
-        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+def global_average_pool(x: jax.Array, layout: Layout = None) -> jax.Array:
+    """Mean over height and width, in float32: [B, H, W, C] -> [B, C], [L, H, W, V, C] -> [L, V, C].
+
+    A map in slots needs its ``layout``: [H, W, R, C] -> [R, C].
+    """
+    if jax.default_backend() != "cpu" or isinstance(layout, Slots):
+        return jnp.mean(x, axis=pixel_axes(layout), dtype=jnp.float32)
     # XLA:CPU sums the pixels on one core, one channel at a time. A matrix product with ones is five times faster.
     pixels = x.shape[1] * x.shape[2]
     rows = x.astype(jnp.float32).reshape(x.shape[0], pixels, -1)
