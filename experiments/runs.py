@@ -14,15 +14,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from rmn_jax import config as configuration
-from rmn_jax.analysis.counts import count_multiply_adds, count_parameters
+from rmn_jax.analysis.counts import count_parameters, trace_shapes
 from rmn_jax.bench.measure import machine
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.files import write_file
+from rmn_jax.models import build_model
 from rmn_jax.routing import ROUTERS
 from rmn_jax.training.phases import run_training
 from rmn_jax.training.progress import METRICS_FILE, read_metrics
@@ -45,7 +47,15 @@ def as_published(config: ConfigDict) -> dict[str, Any]:
     return json.loads(configuration.to_json(with_settings(config, data__data_dir="", data__path="")))
 
 
-def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) -> dict[str, Any]:
+def run_once(
+    config: ConfigDict,
+    root: pathlib.Path,
+    slug: str,
+    until: float,
+    *,
+    also: Callable[[Run], dict[str, Any]] | None = None,
+    curves: pathlib.Path | None = None,
+) -> dict[str, Any]:
     """The result of a run: read from its ``result.json``, or trained (resumed) and written there.
 
     Args:
@@ -53,9 +63,11 @@ def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) ->
       root: the folder of all runs of a scale.
       slug: the row's name, for a new folder.
       until: time of ``time.monotonic()`` at which to stop.
+      also: more results of the finished run, as a dictionary.
+      curves: a folder. Each epoch's line is also appended to ``SLUG-SEED.jsonl`` there, as it comes.
 
     Returns:
-      See ``result_of``; ``made`` is added (see ``made``).
+      See ``result_of``; ``made`` is added (see ``made``), and what ``also`` returns.
 
     Raises:
       UserError: see ``Run``. Or another process trains this run, or the phase 1 that it shares.
@@ -70,11 +82,26 @@ def run_once(config: ConfigDict, root: pathlib.Path, slug: str, until: float) ->
         if not (workdir / "checkpoints").exists():
             _copy_stem(config, root, workdir, until)
         run = Run(config, workdir)
+        if curves is not None:
+            _follow(run, curves / f"{slug}-{config.seed}.jsonl")
         with _Deadline(run, until):
             run_training(run)
-        result = {**result_of(run), "made": made()}
+        result = {**result_of(run), **(also(run) if also else {}), "made": made()}
         write_file(workdir / RESULT_FILE, json.dumps(result) + "\n")
     return result
+
+
+def _follow(run: Run, path: pathlib.Path) -> None:
+    """Appends the line of each epoch to ``path`` too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = run.reporter.record
+
+    def record_twice(line: dict[str, Any]) -> None:
+        record(line)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    run.reporter.record = record_twice  # type: ignore[method-assign]
 
 
 def folder_of(config: ConfigDict, root: pathlib.Path, slug: str) -> pathlib.Path:
@@ -180,11 +207,13 @@ def stem_config(config: ConfigDict) -> ConfigDict:
         "balance_loss": plain.balance_loss,
         "model__memory_momentum": plain.model.memory_momentum,
         "model__metric": plain.model.metric,
+        "model__statistics": plain.model.statistics,
     }
     if not ROUTERS[config.model.router].has_parameters:
         unused["model__router"] = plain.model.router
         if config.model.attention != "conditional":  # in phase 1 its condition is one of N, at random
             unused["model__num_units"] = plain.model.num_units
+            unused["model__routed_stages"] = plain.model.routed_stages
     return with_settings(config, **unused)
 
 
@@ -222,8 +251,7 @@ def result_of(run: Run) -> dict[str, Any]:
     """The result of a finished run, from its ``metrics.jsonl``.
 
     Returns:
-      Of the last epoch: accuracies in per cent, losses, and of each stage load, dead units and entropy in nats.
-      ``seconds`` of all training steps together; ``curve`` has ``[epoch, top-1]`` of each evaluation.
+      See ``result_of_lines``.
 
     Raises:
       UserError: the file has no line of the last epoch.
@@ -234,21 +262,45 @@ def result_of(run: Run) -> dict[str, Any]:
             f"{run.workdir / METRICS_FILE} does not have the last epoch of its finished run; "
             f"move {run.workdir} away to train it again."
         )
-    last = lines[-1]
-    routed = run.config.method == "rmn"
-    variables = run.networks.state_shapes(routed).variables
+    return result_of_lines(lines, run.config, run.info.num_classes, run.info.image_shape[0], run.steps_per_epoch)
+
+
+def result_of_lines(
+    lines: list[dict[str, Any]], config: ConfigDict, num_classes: int, image_size: int, steps_per_epoch: int
+) -> dict[str, Any]:
+    """The result of the lines of a run's ``metrics.jsonl``, up to the last evaluation in them.
+
+    Args:
+      lines: under today's keys, in order.
+      config: of the run.
+      num_classes: of its data.
+      image_size: of its images, in pixels.
+      steps_per_epoch: of the run.
+
+    Returns:
+      Of the last evaluation: accuracies in per cent, losses, and of each routed stage load, dead units and entropy in
+      nats. ``seconds`` of all training steps together; ``curve`` has ``[epoch, top-1]`` of each evaluation. A value
+      that the lines do not have is None.
+    """
+    last = [line for line in lines if "eval_top1" in line][-1]
+    lines = [line for line in lines if line["epoch"] <= last["epoch"]]
+    routed = config.method == "rmn"
+    shapes = trace_shapes(build_model(config, num_classes, image_size, routed), image_size)
+    per_cent = lambda key: round(100 * last[key], 2) if key in last else None  # noqa: E731
+    load = last.get("eval_load", last["load"])
+    timed = "seconds_per_step" in last
     return {
-        "seed": run.config.seed,
-        "top1": round(100 * last["eval_top1"], 2),
-        "top5": round(100 * last["eval_top5"], 2),
+        "seed": config.seed,
+        "top1": per_cent("eval_top1"),
+        "top5": per_cent("eval_top5"),
         "eval_loss": round(last["eval_loss"], 4),
-        "train_top1": round(100 * last["train_top1"], 2),
+        "train_top1": per_cent("train_top1"),
         "train_loss": round(last["train_loss"], 4),
-        "parameters": count_parameters(variables),
-        "multiply_adds": count_multiply_adds(run.networks.model(routed), run.info.image_shape[0]),
-        "dead_units": [load.count(0) for load in last["eval_load"]] if routed else [],
-        "load": last["eval_load"],
-        "entropy": [round(value, 3) for value in last["entropy"]],
-        "seconds": round(sum(line["seconds_per_step"] for line in lines) * run.steps_per_epoch),
+        "parameters": count_parameters(shapes.variables),
+        "multiply_adds": shapes.multiply_adds,
+        "dead_units": [stage.count(0) for stage in load] if routed else [],
+        "load": load,
+        "entropy": [round(value, 3) for value in last.get("entropy", [])],
+        "seconds": round(sum(line["seconds_per_step"] for line in lines) * steps_per_epoch) if timed else None,
         "curve": [[line["epoch"], round(100 * line["eval_top1"], 2)] for line in lines if "eval_top1" in line],
     }

@@ -90,7 +90,7 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
     )
     result.add_argument("--minutes", type=float, default=0, help="save and exit with status 75 after this time")
     result.add_argument("--finished", action="store_true", help="train nothing; show the finished runs")
-    result.set_defaults(name=name, module=name, own_seeds=SEEDS)
+    result.set_defaults(name=name, module=name, own_seeds=SEEDS, curves=None)
     return result
 
 
@@ -163,7 +163,7 @@ def run_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> dict[str, An
             if arguments.finished:
                 result = known_result(folder_of(config, root, row.slug))
             else:
-                result = run_once(config, root, row.slug, until)
+                result = run_once(config, root, row.slug, until, curves=arguments.curves)
             if result is None:
                 continue
             found[row.name].append(result)
@@ -214,6 +214,21 @@ def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> d
     Each row has its runs, their mean and (sample) standard deviation, and its configuration. ``found`` has the results
     of each row by name.
     """
+    chosen = [f"--scale={arguments.scale}"]
+    if arguments.scale == "paper":
+        chosen += [f"--backbone={arguments.backbone}"] if arguments.backbone else []
+        chosen.append(f"--benchmark={arguments.benchmark}")
+    return {
+        "experiment": arguments.name,
+        "command": " ".join([f"python -m experiments.{arguments.module}", *chosen]),
+        "commit": commit(),
+        **machine(),
+        "rows": tabulate(rows, found),
+    }
+
+
+def tabulate(rows: Sequence[Row], found: dict[str, list[dict]]) -> list[dict[str, Any]]:
+    """The rows of a results file that have results, see ``summarise``."""
     table = []
     for row in rows:
         runs = found[row.name]
@@ -231,17 +246,7 @@ def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> d
                 "config": as_published(row.config),
             }
         )
-    chosen = [f"--scale={arguments.scale}"]
-    if arguments.scale == "paper":
-        chosen += [f"--backbone={arguments.backbone}"] if arguments.backbone else []
-        chosen.append(f"--benchmark={arguments.benchmark}")
-    return {
-        "experiment": arguments.name,
-        "command": " ".join([f"python -m experiments.{arguments.module}", *chosen]),
-        "commit": commit(),
-        **machine(),
-        "rows": table,
-    }
+    return table
 
 
 def to_markdown(summary: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rmn_jax import ops, routing
 from rmn_jax.errors import UserError
-from rmn_jax.models import ATTENTIONS, BACKBONES
+from rmn_jax.models import ATTENTIONS, BACKBONES, create_backbone, parse_stages
 from rmn_jax.models.build import CONFIG_OPTIONS, backbone_options, option_names
 from rmn_jax.ops.choose import RENAMED_BACKENDS
 
@@ -55,6 +55,9 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.model.backbone = "resnet18"
     config.model.width = 0  # ResNets: channels of the first stage; 0: as published
     config.model.num_units = 8  # N
+    config.model.routed_stages = "all"  # or "last", "last2" .., or numbers from 1: "3,4"; the others keep one copy
+    # of batch norm in routed stages: "unit" (a unit's own), "batch" or "mixed" (docs/interpretations.md)
+    config.model.statistics = "unit"
     # "none", "se" (no condition) or "conditional" (CA, eqs. 6-8)
     config.model.attention = "conditional" if variant == "rmn" else "none"
     config.model.router = "memory"  # or a baseline: "random", "hash", "learned" (rmn_jax/routing/routers.py)
@@ -212,6 +215,7 @@ def validate(config: ConfigDict, device_count: int) -> None:
     one_of("model.backend", ("auto", *ops.BACKENDS))
     one_of("model.router", routing.ROUTERS)
     one_of("model.metric", routing.METRICS)
+    one_of("model.statistics", ops.STATISTICS)
     one_of("unit_gradient", ("share", "own"))
     one_of("optimizer.name", ("sgd", "rmsprop"))
     one_of("learning_rate.scaling", ("none", "linear"))
@@ -248,6 +252,8 @@ def validate(config: ConfigDict, device_count: int) -> None:
             option in known,
             f"config.model.{option} is {value!r}, but {config.model.backbone} has no such option; {has}.",
         )
+    stages = create_backbone(config.model.backbone, num_classes=2, image_size=64, **backbone_options(config)).stages
+    parse_stages(config.model.routed_stages, len(stages))
     alpha = config.model.memory_momentum
     check(0 <= alpha <= 1, f"config.model.memory_momentum is {alpha}; it must lie between 0 and 1.")
     for key in ("every_epochs", "keep"):

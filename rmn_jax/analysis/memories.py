@@ -4,6 +4,7 @@ Axes: M images of a split, S stages, N units, C channels, T nearest images (see 
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ class Nearest(NamedTuple):
     """The images nearest to each memory.
 
     Attributes:
-      position: [S, N, T] int, positions in the split, nearest first.
+      position: [S, N, T] int, positions in the split, nearest first; S counts routed stages here.
       distance: [S, N, T] float32, Euclidean.
       load: [S, N] int, number of images of the split that each unit received.
     """
@@ -33,12 +34,14 @@ def nearest_images(extracted: Extracted, memory: dict[str, np.ndarray], top: int
 
     Args:
       extracted: features and assignments of a split.
-      memory: ``memory1`` .. ``memoryS``, [N, C] float32.
+      memory: ``memory1`` .. ``memoryS`` (of routed stages), [N, C] float32.
       top: T.
       metric: ``config.model.metric``. For "cosine", features and memories are first scaled to length 1.
     """
     position, distance, load = [], [], []
     for i, pooled in enumerate(extracted.pooled):
+        if f"memory{i + 1}" not in memory:
+            continue
         units = np.asarray(memory[f"memory{i + 1}"])
         if metric == "cosine":
             pooled, units = np.asarray(unit_length(jnp.asarray(pooled))), np.asarray(unit_length(jnp.asarray(units)))
@@ -50,7 +53,13 @@ def nearest_images(extracted: Extracted, memory: dict[str, np.ndarray], top: int
     return Nearest(np.stack(position), np.stack(distance).astype(np.float32), np.stack(load))
 
 
-def draw(nearest: Nearest, images: dict[int, np.ndarray], path: pathlib.Path, title: str) -> pathlib.Path:
+def draw(
+    nearest: Nearest,
+    images: dict[int, np.ndarray],
+    path: pathlib.Path,
+    title: str,
+    stages: Sequence[int] | None = None,
+) -> pathlib.Path:
     """Draws a PNG: a column for each stage, a row for each memory with the unit's share and its nearest images.
 
     Args:
@@ -58,6 +67,7 @@ def draw(nearest: Nearest, images: dict[int, np.ndarray], path: pathlib.Path, ti
       images: uint8 [H, W, 3], by position in the split.
       path: the file; its folder is created if absent.
       title: of the figure.
+      stages: numbers of the stages; None is 1, 2, ..
 
     Returns:
       ``path``.
@@ -67,7 +77,9 @@ def draw(nearest: Nearest, images: dict[int, np.ndarray], path: pathlib.Path, ti
     figure.suptitle(title, fontsize=11)
     columns = figure.subfigures(1, num_stages)
     for stage, column in enumerate(np.ravel(np.asarray(columns))):
-        column.suptitle(f"stage {stage + 1}", fontsize=9, y=1 - 0.36 / figure.get_figheight())
+        column.suptitle(
+            f"stage {stages[stage] if stages else stage + 1}", fontsize=9, y=1 - 0.36 / figure.get_figheight()
+        )
         axes = column.subplots(num_units, top, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.12})
         column.subplots_adjust(left=0.15, right=0.98, top=1 - 0.66 / figure.get_figheight(), bottom=0.02)
         share = nearest.load[stage] / max(1, nearest.load[stage].sum())

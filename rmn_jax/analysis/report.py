@@ -36,7 +36,11 @@ def write(study: Study, folder: pathlib.Path) -> dict[str, Any]:
     """
     figures = folder / "figures"
     figure = memories.draw(
-        study.nearest, study.images, figures / "memories.png", f"{study.title}: images nearest to each memory"
+        study.nearest,
+        study.images,
+        figures / "memories.png",
+        f"{study.title}: images nearest to each memory",
+        study.stages,
     )
     page = figures / "report.html"
     write_file(page, to_html(study))
@@ -70,7 +74,8 @@ def _header(study: Study) -> str:
     facts = {} if study.top1 is None else {"top-1 accuracy": f"{study.top1:.2%}"}
     facts |= {"dead units": f"{dead} of {study.nearest.load.size}", **study.facts}
     shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    links = "".join(f'<a href="#stage{i + 1}">Stage {i + 1}</a>' for i in range(len(study.nearest.load)))
+    numbers = [study.number(i) for i in range(len(study.nearest.load))]
+    links = "".join(f'<a href="#stage{number}">Stage {number}</a>' for number in numbers)
     return (
         f"<header><h1>{escape(study.title)}</h1>"
         '<p class="lead">Memory analysis of a network with routing by memory. At each stage an image goes to the unit '
@@ -84,7 +89,7 @@ def _header(study: Study) -> str:
 def _information(study: Study) -> str:
     heads = "".join(f"<th>{name}</th>" for name in NAMES.values())
     rows = "".join(
-        f'<tr><th scope="row">Stage {i + 1}</th>'
+        f'<tr><th scope="row">Stage {study.number(i)}</th>'
         + "".join(_information_cell(NAMES[name], stage[name]) for name in NAMES)
         + f"<td>{in_words(stage)}</td></tr>"
         for i, stage in enumerate(study.information)
@@ -122,7 +127,7 @@ def _loads(study: Study) -> str:
     epochs = [epoch for epoch, _ in study.history]
     load = np.stack([load for _, load in study.history])
     legend = "".join(f"<span>{_swatch(unit)}unit {unit + 1}</span>" for unit in range(load.shape[2]))
-    charted = "".join(_load_figure(epochs, load[:, stage], stage) for stage in range(load.shape[1]))
+    charted = "".join(_load_figure(epochs, load[:, i], study.number(i)) for i in range(load.shape[1]))
     return (
         '<section id="loads"><h2>Load over training</h2>'
         "<p>Each unit's share of the training images. One bar for each epoch, from the first routed epoch on.</p>"
@@ -130,7 +135,7 @@ def _loads(study: Study) -> str:
     )
 
 
-def _load_figure(epochs: list[int], load: np.ndarray, stage: int) -> str:
+def _load_figure(epochs: list[int], load: np.ndarray, number: int) -> str:
     last = load[-1] / max(1, load[-1].sum())
     middle = 100 * (np.cumsum(last) - last / 2)
     ends = "".join(
@@ -139,7 +144,7 @@ def _load_figure(epochs: list[int], load: np.ndarray, stage: int) -> str:
     dead = np.flatnonzero(load[-1] == 0)
     note = f'<span class="warn">dead: {_units(dead)}</span>' if len(dead) else ""
     return (
-        f'<figure class="card"><figcaption>Stage {stage + 1} {note}</figcaption><div class="plot">'
+        f'<figure class="card"><figcaption>Stage {number} {note}</figcaption><div class="plot">'
         f'{charts.load_chart(epochs, load)}<div class="ends">{ends}</div></div>'
         f'<div class="axis soft"><span>epoch {epochs[0]}</span><span>{epochs[-1]}</span></div></figure>'
     )
@@ -152,11 +157,26 @@ def _stage(study: Study, stage: int) -> str:
     units = "".join(_unit(study, stage, unit, counts) for unit in range(len(load)))
     heat = charts.heat_map(counts, study.class_names, load == 0)
     return (
-        f'<section id="stage{stage + 1}"><h2>Stage {stage + 1}</h2><p>{in_words(study.information[stage])}</p>'
+        f'<section id="stage{study.number(stage)}"><h2>Stage {study.number(stage)}</h2>'
+        f"<p>{in_words(study.information[stage])} {_constancy(study, stage)}</p>"
         f'<div class="stage"><div class="units">{units}</div><figure class="card"><figcaption>Classes by unit '
         '<span class="soft">0% <span class="scale"></span> 100% of a class</span></figcaption>'
         f"{heat}</figure></div></section>"
     )
+
+
+def _constancy(study: Study, stage: int) -> str:
+    """Whether an image stays with its unit: over its augmented views, and over training."""
+    told = []
+    if study.views:
+        found = study.views[stage]
+        told.append(
+            f"{found.share:.0%} of a training image's augmented views go to one unit (by chance: {found.chance:.0%})."
+        )
+    if study.churn:
+        epoch, shares = study.churn[-1]
+        told.append(f"{shares[stage]:.1%} of the held-out images changed their unit before epoch {epoch}'s evaluation.")
+    return " ".join(told)
 
 
 def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from rmn_jax import config as configuration
 from rmn_jax.analysis import measures, memories
 from rmn_jax.data.augmentation import centre_crop
-from rmn_jax.training.extraction import extract
+from rmn_jax.training.extraction import Views, extract, views_of_an_image
 from rmn_jax.training.progress import METRICS_FILE, read_metrics
 from rmn_jax.training.run import Run
 from rmn_jax.training.state import Phase, TrainState
@@ -34,6 +34,9 @@ class Study(NamedTuple):
       images: these images by position in the split, uint8 [H, W, 3].
       information: for each stage, how much "class", "colour" and "edges" explain of the unit.
       history: for each epoch of phase 4, its number and the load [S, N] of training.
+      stages: numbers of the routed stages, for names; S counts only these. Empty means 1 to S.
+      views: for each stage, how many of a training image's augmented views go to one unit; empty if not known.
+      churn: for each evaluation of phase 4 but the first, its epoch and the churn of each stage.
     """
 
     title: str
@@ -48,6 +51,13 @@ class Study(NamedTuple):
     images: dict[int, np.ndarray]
     information: list[dict[str, measures.Information]]
     history: list[tuple[int, np.ndarray]]
+    stages: tuple[int, ...] = ()
+    views: tuple[Views, ...] = ()
+    churn: tuple[tuple[int, list[float]], ...] = ()
+
+    def number(self, stage: int) -> int:
+        """The number, in the network, of the routed stage with this index."""
+        return self.stages[stage] if self.stages else stage + 1
 
 
 def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
@@ -62,6 +72,8 @@ def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
       split: "eval" or "train".
     """
     extracted = extract(run, state.eval_variables, routed=True, split=split)
+    stages = run.networks.routed_stages
+    assignment = extracted.assignment[[stage - 1 for stage in stages]]
     nearest = memories.nearest_images(extracted, state.memory, top, run.config.model.metric)
     split_images = read_images(run, nearest.position, split)
     codes = {
@@ -77,16 +89,18 @@ def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
         facts=_facts(run, step, len(extracted.label)),
         config=configuration.to_json(run.config),
         class_names=tuple(run.info.class_names),
-        assignment=extracted.assignment,
+        stages=stages,
+        assignment=assignment,
         label=extracted.label,
         position=extracted.position,
         nearest=nearest,
         images=split_images.shown,
         information=[
-            {name: measures.information(units, values) for name, values in codes.items()}
-            for units in extracted.assignment
+            {name: measures.information(units, values) for name, values in codes.items()} for units in assignment
         ],
         history=[(line["epoch"], np.array(line["load"])) for line in routed_lines],
+        views=tuple(views_of_an_image(run, state.eval_variables)),
+        churn=tuple((line["epoch"], line["churn"]) for line in routed_lines if line.get("churn")),
     )
 
 
@@ -125,14 +139,16 @@ def read_images(run: Run, positions: np.ndarray, split: str = "eval") -> SplitIm
 
 
 def stage_results(found: Study) -> list[dict[str, Any]]:
-    """For each stage ``load``, ``dead_units``, ``entropy`` and ``information``. Entropy and information are in nats."""
+    """For each routed stage its load, dead units, entropy, information, views and churn. Entropy is in nats."""
     return [
         {
-            "stage": i + 1,
+            "stage": found.number(i),
             "load": load.tolist(),
             "dead_units": int((load == 0).sum()),
             "entropy": measures.entropy(found.assignment[i]),
             "information": {name: value._asdict() for name, value in found.information[i].items()},
+            "views": found.views[i]._asdict() if found.views else None,
+            "churn": [[epoch, shares[i]] for epoch, shares in found.churn],
         }
         for i, load in enumerate(found.nearest.load)
     ]

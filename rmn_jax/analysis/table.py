@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rmn_jax.analysis import paper
 from rmn_jax.analysis.counts import Shapes, count_parameters, trace_shapes
-from rmn_jax.models import RMN, create_backbone
+from rmn_jax.models import RMN, create_backbone, parse_stages
 from rmn_jax.training.cloning import is_procedural
 
 NUM_UNITS = 8
@@ -66,17 +66,24 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def rows() -> tuple[Row, ...]:
-    """The counts of all 36 networks. No network is computed."""
-    return tuple(_row(*names) for names in _all_names())
+def rows(routed_stages: str = "all") -> tuple[Row, ...]:
+    """The counts of all 36 networks. No network is computed.
+
+    Args:
+      routed_stages: as ``config.model.routed_stages``. The paper's figures, for all stages, stay beside the counts.
+
+    Raises:
+      UserError: not the stages of every backbone.
+    """
+    return tuple(_row(*names, routed_stages) for names in _all_names())
 
 
 def _all_names() -> list[tuple[str, str, str]]:
     return [(bench, name, variant) for bench in BENCHMARKS for name in BACKBONES for variant in VARIANTS]
 
 
-def _row(benchmark: str, backbone: str, variant: str) -> Row:
-    parameters, multiply_adds = _counts(benchmark, backbone, **VARIANTS[variant])
+def _row(benchmark: str, backbone: str, variant: str, routed_stages: str) -> Row:
+    parameters, multiply_adds = _counts(benchmark, backbone, routed_stages, **VARIANTS[variant])
     printed = paper.FIGURES[benchmark, backbone]
     operations = {"plain": printed[3], "RMN": None, "RMN+CA": None}
     if benchmark == "Tiny ImageNet":
@@ -95,26 +102,31 @@ def _row(benchmark: str, backbone: str, variant: str) -> Row:
     )
 
 
-def _counts(benchmark: str, backbone: str, routed: bool = True, attention: str = "none") -> tuple[int, int]:
+def _counts(
+    benchmark: str, backbone: str, routed_stages: str, routed: bool = True, attention: str = "none"
+) -> tuple[int, int]:
     """Parameters and multiply-adds of a network, both from its plain form, which is fast to trace.
 
-    Routing adds N - 1 copies of each leaf below a stage, and N C products for each stage. A test compares both with
-    traced routed networks.
+    Routing adds N - 1 copies of each leaf below a routed stage, and N C products for each routed stage. A test compares
+    both with traced routed networks.
     """
-    plain = _plain_shapes(benchmark, backbone, attention)
+    plain, stages = _plain_shapes(benchmark, backbone, attention, routed_stages)
     if not routed:
         return count_parameters(plain.variables), plain.multiply_adds
     leaves = jax.tree_util.tree_leaves_with_path(plain.variables["params"])
-    parameters = sum(leaf.size * (NUM_UNITS if is_procedural(path) else 1) for path, leaf in leaves)
-    distances = sum(NUM_UNITS * pooled.shape[-1] for pooled in plain.outputs.pooled)
+    parameters = sum(leaf.size * (NUM_UNITS if is_procedural(path, stages) else 1) for path, leaf in leaves)
+    distances = sum(NUM_UNITS * plain.outputs.pooled[stage - 1].shape[-1] for stage in stages)
     return parameters, plain.multiply_adds + distances
 
 
 @functools.cache
-def _plain_shapes(benchmark: str, backbone: str, attention: str) -> Shapes:
+def _plain_shapes(benchmark: str, backbone: str, attention: str, routed_stages: str) -> tuple[Shapes, tuple[int, ...]]:
+    """The shapes of the plain network, and the numbers of the stages that routing would have units for."""
     size, classes = BENCHMARKS[benchmark]
-    model = RMN(create_backbone(backbone, classes, size), NUM_UNITS, routed=False, attention=attention)
-    return trace_shapes(model, size)
+    network = create_backbone(backbone, classes, size)
+    stages = parse_stages(routed_stages, len(network.stages))
+    model = RMN(network, NUM_UNITS, routed=False, attention=attention, routed_stages=stages)
+    return trace_shapes(model, size), model.stages_with_units
 
 
 def to_json(table: tuple[Row, ...]) -> list[dict[str, Any]]:

@@ -102,6 +102,8 @@ def _table_arguments(parser: ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object for each row")
     form.add_argument("--markdown", action="store_true", help="the page docs/table.md")
+    stages = 'as config.model.routed_stages: "last", "last2", "3,4" (default: all, as in the paper)'
+    parser.add_argument("--routed_stages", type=filled, default="all", help=stages)
 
 
 def table(arguments: Namespace, overrides: Sequence[str]) -> None:
@@ -112,7 +114,7 @@ def table(arguments: Namespace, overrides: Sequence[str]) -> None:
 
     from rmn_jax.analysis import table as tables
 
-    rows = tables.rows()
+    rows = tables.rows(arguments.routed_stages)
     if arguments.json:
         for row in tables.to_json(rows):
             print(json.dumps(row))
@@ -190,6 +192,32 @@ def data_show(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     return {"figure": str(show(config.data, arguments.out, config.seed))}
 
 
+def _pack_arguments(parser: ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--out", type=filled, required=True, help="the new folder of the parts")
+    parser.add_argument("--split", choices=("train", "eval"), help="only this split (default: both)")
+
+
+def data_pack(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn data pack``: a data set in parts below 60 MiB, to carry it to another machine."""
+    from rmn_jax.data.pack import SPLITS, pack
+
+    config = load_config(arguments.config, overrides)
+    return pack(config.data, arguments.out, (arguments.split,) if arguments.split else SPLITS)
+
+
+def _unpack_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("parts", type=filled, help="the folder of `rmn data pack`")
+    parser.add_argument("--out", type=filled, required=True, help="the new folder of class folders")
+
+
+def data_unpack(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn data unpack``: the parts as a folder of class folders, for ``config.data.name = "folder"``."""
+    from rmn_jax.data.pack import unpack
+
+    return unpack(arguments.parts, arguments.out)
+
+
 # By name; a pair is a group of commands with its help.
 COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "train": Command(
@@ -207,6 +235,8 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
         {
             "prepare": Command("build a tfds data set from a local archive", data_prepare, _prepare_arguments),
             "show": Command("draw an augmented batch with its class names", data_show, _show_arguments, True),
+            "pack": Command("pack a data set into parts below 60 MiB", data_pack, _pack_arguments, True),
+            "unpack": Command("unpack such parts into a folder of class folders", data_unpack, _unpack_arguments),
         },
     ),
     "bench": ("measure ratios, both sides in one process; JSON lines", bench.KINDS),

@@ -18,7 +18,7 @@ from rmn_jax.training.cloning import is_procedural
 
 
 class Prediction(NamedTuple):
-    """``logits`` [B, K] float32 and ``assignment`` [S, B] int32 (the unit at each stage; -1 when plain)."""
+    """``logits`` [B, K] float32 and ``assignment`` [S, B] int32 (the unit at each stage; -1 if not routed)."""
 
     logits: jax.Array
     assignment: jax.Array
@@ -74,8 +74,8 @@ def compile_inference(model: RMN, variables: dict[str, Any], images: jax.ShapeDt
         raise ValueError("a plain network with conditional attention cannot be compiled: it has no condition")
     if model.routed and routing.ROUTERS[model.router].needs_keys:
         raise ValueError(f"a network with the router {model.router!r} cannot be compiled: an image has no fixed unit")
-    if model.routed and len(variables["memory"]["memory1"]) != model.num_units:
-        found = len(variables["memory"]["memory1"])
+    found = len(jax.tree.leaves(variables["memory"])[0]) if model.routed else 0
+    if model.routed and found != model.num_units:
         raise ValueError(f"the variables are of {found} units, but the model has num_units={model.num_units}")
     model = model.clone(axis_name=None, folded=True)
     function: Callable
@@ -167,17 +167,17 @@ class _Parts(NamedTuple):
 
     Attributes:
       stem: variables of the stem.
-      stages: for each stage the packed variables of its N units (of one unit when plain).
+      stages: for each stage the packed variables of its N units (of one unit when it is not routed).
       attentions: for each stage the variables of its attention; empty without attention.
       head: variables of the head.
-      memories: for each stage [N, C] float32; empty when plain.
+      memories: by number of routed stage [N, C] float32; empty when plain.
     """
 
     stem: dict[str, Any]
     stages: list[tuple[Pack, ...]]
     attentions: list[dict[str, Any]]
     head: dict[str, Any]
-    memories: list[jax.Array]
+    memories: dict[int, jax.Array]
 
 
 def _single_image(model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeStruct) -> tuple[Callable, _Parts]:
@@ -186,19 +186,20 @@ def _single_image(model: RMN, variables: dict[str, Any], images: jax.ShapeDtypeS
     trained: dict[str, Any] = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
 
     def plain_network_of(unit: int) -> dict[str, Any]:
-        of_unit = lambda path, leaf: leaf[unit] if model.routed and is_procedural(path) else leaf  # noqa: E731
+        of_unit = lambda path, leaf: leaf[unit] if is_procedural(path, routed) else leaf  # noqa: E731
         return fold(jax.tree_util.tree_map_with_path(of_unit, trained))
 
-    units = [plain_network_of(unit) for unit in range(model.num_units if model.routed else 1)]
+    routed = model.stages_with_memories
+    units = [plain_network_of(unit) for unit in range(model.num_units if routed else 1)]
     part = lambda tree, name: {kind: parts[name] for kind, parts in tree.items() if name in parts}  # noqa: E731
     copy = functools.partial(jnp.array, copy=True)
     stages = range(1, len(model.backbone.stages) + 1)
     weights = _Parts(
         stem=part(units[0], "stem"),
-        stages=[tuple(pack(part(tree, f"stage{i}")) for tree in units) for i in stages],
+        stages=[tuple(pack(part(tree, f"stage{i}")) for tree in (units if i in routed else units[:1])) for i in stages],
         attentions=[jax.tree.map(copy, part(trained, f"attention{i}")) for i in stages],
         head=part(units[0], "head"),
-        memories=[copy(variables["memory"][f"memory{i}"]) for i in stages] if model.routed else [],
+        memories={i: copy(variables["memory"][f"memory{i}"]) for i in routed},
     )
     shapes = [jax.eval_shape(lambda tree: tree, part(units[0], f"stage{i}")) for i in stages]
     return functools.partial(_single, model, shapes), weights
@@ -219,13 +220,14 @@ def _single(model: RMN, shapes: list[Any], weights: _Parts, image: jax.Array) ->
     for i, make_stage in enumerate(backbone.stages):
         stage, unit = make_stage(layers=layers), jnp.full((1,), -1, jnp.int32)
         procedure = lambda packed, x, stage=stage, i=i: _apply(stage, unpack(packed, shapes[i]), x)  # noqa: E731
-        if model.routed:
-            unit = routing.nearest_unit(routing.global_average_pool(x), weights.memories[i], model.metric)
+        if i + 1 in weights.memories:
+            unit = routing.nearest_unit(routing.global_average_pool(x), weights.memories[i + 1], model.metric)
             x = jax.lax.switch(unit[0], [functools.partial(procedure, packed) for packed in weights.stages[i]], x)
         else:
             x = procedure(weights.stages[i][0], x)
         if model.attention != "none":
-            attention = ConditionalAttention(model.num_units if model.attention == "conditional" else None)
+            condition = model.num_units if model.attention == "conditional" and i + 1 in weights.memories else None
+            attention = ConditionalAttention(condition)
             x = _apply(attention, weights.attentions[i], x, unit)
         assignment.append(unit)
     logits = _apply(backbone.head(layers=layers), weights.head, x)

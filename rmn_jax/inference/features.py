@@ -13,12 +13,15 @@ from rmn_jax.models import RMN
 
 def feature_names(model: RMN) -> tuple[str, ...]:
     """The names that ``extract_features`` accepts for this network: ``stage1``, .., ``pooled1``, .., ``logits``."""
-    kinds = ["stage", "pooled"]
-    if model.routed or model.attention == "conditional":
-        kinds.append("assignment")
-    if model.routed:
-        kinds.append("distances")
-    return tuple(f"{kind}{i + 1}" for kind in kinds for i in range(len(model.backbone.stages))) + ("logits",)
+    every = range(1, len(model.backbone.stages) + 1)
+    conditioned = model.stages_with_units if model.attention == "conditional" else ()
+    stages = {
+        "stage": every,
+        "pooled": every,
+        "assignment": model.stages_with_memories or conditioned,
+        "distances": model.stages_with_memories,
+    }
+    return tuple(f"{kind}{i}" for kind, numbers in stages.items() for i in numbers) + ("logits",)
 
 
 def extract_features(
@@ -40,7 +43,7 @@ def extract_features(
       **arguments: ``keys`` or ``assignment`` of ``RMN.__call__``.
 
     Returns:
-      By name, with i from 1 to S:
+      By name, with i from 1 to S (assignments and distances of routed stages only):
         ``stage{i}``       [B, H_i, W_i, C_i], the feature map f_i.
         ``pooled{i}``      [B, C_{i-1}] float32, GAP(f_{i-1}), which stage i routes by.
         ``assignment{i}``  [B] int32, the unit; in a plain network with conditional attention the condition.
@@ -57,11 +60,8 @@ def extract_features(
         raise UserError(f"no feature {unknown[0]!r} in this network; it has {', '.join(known)}.")
     outputs: Any = model.apply(variables, images, train=False, **arguments)
     found = {"logits": outputs.logits}
-    for kind, arrays in (
-        ("stage", outputs.stages),
-        ("pooled", outputs.pooled),
-        ("assignment", outputs.assignment),
-        ("distances", outputs.distances),
-    ):
+    for kind, arrays in (("stage", outputs.stages), ("pooled", outputs.pooled), ("assignment", outputs.assignment)):
         found |= {f"{kind}{i + 1}": array for i, array in enumerate(arrays)}
+    numbers = model.stages_with_memories
+    found |= {f"distances{i}": array for i, array in zip(numbers, outputs.distances, strict=True)}
     return {name: found[name] for name in wanted}

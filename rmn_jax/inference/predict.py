@@ -99,7 +99,8 @@ def predict_files(trained: Trained, paths: Sequence[str | pathlib.Path], top: in
 
     Yields:
       For each file ``{"file", "classes": [{"label", "name", "probability"}], "units"}``. The most probable class comes
-      first. ``units`` are the image's units at the S stages; empty for a plain network.
+      first. ``units`` are the image's units at the S stages, None where a stage is not routed; a plain network has
+      none.
 
     Raises:
       UserError: a file cannot be read as an image. The message names it, and nothing is predicted.
@@ -134,5 +135,10 @@ def predict_files(trained: Trained, paths: Sequence[str | pathlib.Path], top: in
                     }
                     for label in best
                 ],
-                "units": assignment[:, row].tolist() if trained.model.routed else [],
+                "units": _units(trained.model, assignment[:, row].tolist()),
             }
+
+
+def _units(model: RMN, assignment: list[int]) -> list[int | None]:
+    routed = model.stages_with_memories
+    return [unit if i + 1 in routed else None for i, unit in enumerate(assignment)] if routed else []

@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -66,6 +67,36 @@ def backbone_options(config: "ConfigDict") -> dict[str, Any]:
     return {key: config.model[key] for key, unset in CONFIG_OPTIONS.items() if config.model[key] != unset}
 
 
+def parse_stages(text: str, num_stages: int) -> tuple[int, ...] | None:
+    """The routed stages that ``config.model.routed_stages`` names.
+
+    Args:
+      text: "all"; "last", or "last2" for the last two; or numbers from 1, as in "3,4".
+      num_stages: S of the backbone.
+
+    Returns:
+      The numbers of the stages in order; None for all of them.
+
+    Raises:
+      UserError: not of this form, a stage that the backbone does not have, or a stage named twice.
+    """
+    last = re.fullmatch(r"last(\d*)", text)
+    named: Sequence[int] = ()
+    if text == "all":
+        return None
+    if last:
+        count = int(last[1] or 1)
+        named = range(num_stages - count + 1, num_stages + 1)
+    elif re.fullmatch(r"\d+( *, *\d+)*", text):
+        named = sorted(int(number) for number in text.split(","))
+    if not named or len(set(named)) < len(named) or named[0] < 1 or named[-1] > num_stages:
+        raise UserError(
+            f"config.model.routed_stages is {text!r}; this backbone has the stages 1 to {num_stages}: "
+            'use "all", "last", "last2" (the last two), or numbers such as "3,4", each once.'
+        )
+    return None if len(named) == num_stages else tuple(named)
+
+
 def build_model(
     config: "ConfigDict", num_classes: int, image_size: int, routed: bool, axis_name: str | None = None
 ) -> RMN:
@@ -79,10 +110,11 @@ def build_model(
       axis_name: mesh axis of the global batch, for use inside ``shard_map``; or None.
 
     Raises:
-      UserError: see ``create_backbone``.
+      UserError: see ``create_backbone`` and ``parse_stages``.
     """
+    backbone = create_backbone(config.model.backbone, num_classes, image_size, **backbone_options(config))
     return RMN(
-        create_backbone(config.model.backbone, num_classes, image_size, **backbone_options(config)),
+        backbone,
         num_units=config.model.num_units,
         routed=routed,
         attention=config.model.attention,
@@ -91,6 +123,8 @@ def build_model(
         backend=config.model.backend,
         router=config.model.router,
         metric=config.model.metric,
+        routed_stages=parse_stages(config.model.routed_stages, len(backbone.stages)),
+        statistics=config.model.statistics,
     )
 
 

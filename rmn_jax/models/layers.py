@@ -139,7 +139,7 @@ class RoutedBatchNorm(nn.Module):
     """Batch normalisation over the inputs of each unit; scale, bias and running statistics belong to the unit.
 
     Running statistics move by ``r <- momentum r + (1 - momentum) batch``, with the biased variance, over the global
-    batch. Those of a unit without inputs do not move.
+    batch. Those of a unit without inputs do not move (but with ``statistics`` "batch" or "mixed" they do).
 
     Attributes:
       train: batch statistics if True, running statistics if False.
@@ -151,6 +151,8 @@ class RoutedBatchNorm(nn.Module):
       axis_name: mesh axis of the global batch, or None.
       folded: for inference. The collection ``folded`` holds the factor and the shift that running statistics and
         parameters amount to; where it does not have them yet, they are made from those.
+      statistics: whose batch statistics a unit uses in training, see ``rmn_jax.ops.batch_moments``.
+      own_share: [] for "mixed", as there.
     """
 
     train: bool
@@ -161,6 +163,8 @@ class RoutedBatchNorm(nn.Module):
     layout: Layout = None
     axis_name: str | None = None
     folded: bool = False
+    statistics: str = "unit"
+    own_share: jax.Array | float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -171,7 +175,7 @@ class RoutedBatchNorm(nn.Module):
         if not self.train:
             return ops.normalize(x, mean.value, variance.value, scale, bias, self.layout, self.epsilon)
         axis_name = None if self.is_initializing() else self.axis_name
-        batch = ops.batch_moments(x, self.layout, axis_name)
+        batch = ops.batch_moments(x, self.layout, axis_name, self.statistics, self.own_share)
         if not self.is_initializing():
             used = batch.values[..., None] > 0
             for running, value in ((mean, batch.mean), (variance, batch.variance)):

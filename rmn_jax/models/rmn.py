@@ -48,7 +48,7 @@ class Outputs(NamedTuple):
       stages: S feature maps f_1 .. f_S, [B, H_i, W_i, C_i].
       pooled: S vectors GAP(f_{i-1}) that stage i routes by, [B, C_{i-1}] float32.
       assignment: [S, B] int32: the unit (routed) or the condition (plain with attention); -1 where there is none.
-      distances: S arrays [B, N] float32, squared distances to the memories; empty when plain.
+      distances: an array [B, N] float32 for each routed stage, squared distances to the memories; empty when plain.
       auxiliary_loss: [] float32, the router's auxiliary loss summed over stages; 0 for routers without one.
     """
 
@@ -64,12 +64,15 @@ class RMN(nn.Module):
     """A backbone, plain or routed by memory.
 
     Variables: ``params`` and ``batch_stats`` under ``stem``, ``stage1`` .. ``stageS``, ``attention1`` .., ``head``.
-    When routed, every leaf below a stage has a leading axis N, and ``memory`` holds ``memory1`` .., [N, C] float32.
+    When routed, every leaf below a routed stage has a leading axis N, and ``memory`` holds ``memory1`` .., [N, C]
+    float32 for each routed stage. The other stages are plain: one copy, no memory, attention without a condition.
 
     Attributes:
       backbone: its three parts.
       num_units: N.
       routed: False is the plain backbone ("Original", and phase 1).
+      routed_stages: the numbers, from 1, of the stages that are routed; None is all. The plain network has them too:
+        only these stages have a condition in phase 1.
       attention: "none", "se" (squeeze-and-excitation without the condition) or "conditional" (CA, eqs. 6-8).
       axis_name: mesh axis of the global batch, or None.
       dtype: compute type of convolutions.
@@ -77,6 +80,7 @@ class RMN(nn.Module):
       router: a key of ``rmn_jax.routing.ROUTERS``.
       metric: of features and memories, see ``rmn_jax.routing.squared_distances``.
       folded: for inference. Convolutions and norms read the collection ``folded``, see ``RoutedConv``.
+      statistics: of the batch norms of routed stages in training, see ``rmn_jax.ops.batch_moments``.
     """
 
     backbone: Backbone
@@ -89,6 +93,18 @@ class RMN(nn.Module):
     router: str = "memory"
     metric: str = "euclidean"
     folded: bool = False
+    routed_stages: tuple[int, ...] | None = None
+    statistics: str = "unit"
+
+    @property
+    def stages_with_units(self) -> tuple[int, ...]:
+        """The numbers, from 1, of the stages that have units once the network is routed."""
+        return tuple(range(1, len(self.backbone.stages) + 1)) if self.routed_stages is None else self.routed_stages
+
+    @property
+    def stages_with_memories(self) -> tuple[int, ...]:
+        """The numbers, from 1, of the stages that are routed; none when plain."""
+        return self.stages_with_units if self.routed else ()
 
     @nn.compact
     def __call__(
@@ -98,16 +114,18 @@ class RMN(nn.Module):
         train: bool = False,
         assignment: jax.Array | None = None,
         keys: jax.Array | None = None,
+        own_share: jax.Array | float = 1.0,
     ) -> Outputs:
         """Runs the network.
 
         Args:
           images: [B, H, W, 3] float32, normalised.
           train: batch statistics (True) or running statistics (False).
-          assignment: [S, B] int32, overrides the routing, or the condition when plain.
+          assignment: [S, B] int32, overrides the routing, or the condition when plain; not read where there is neither.
           keys: [B] random keys, one for each input, for all random draws: the condition of a plain network with
             conditional attention, the random router, dropout. Results do not depend on how a batch is split over
             devices.
+          own_share: [] for ``statistics`` "mixed", see ``rmn_jax.ops.batch_moments``.
 
         Raises:
           ValueError: unknown attention or router, or a random draw without keys.
@@ -125,7 +143,8 @@ class RMN(nn.Module):
             inputs = self._stage_input(i, pooled[-1], images, keys, train)
             given = None if assignment is None else assignment[i]
             target, gain = None, None
-            if self.routed:  # eq. 4
+            has_units = i + 1 in self.stages_with_units
+            if self.routed and has_units:  # eq. 4
                 routing = router(inputs, self._memory(i, x.shape[-1]), given)
                 unit, gain = routing.assignment, routing.gain
                 distances.append(routing.metrics["distances"])
@@ -133,15 +152,17 @@ class RMN(nn.Module):
                 height, width = pixel_axes(layout)
                 target = self._layout(unit, pixels=x.shape[height] * x.shape[width])
             else:
-                router.scores(inputs)  # a learned router has its parameters from phase 1 on
-                unit = self._condition(inputs, given)
+                if has_units:
+                    router.scores(inputs)  # a learned router has its parameters from phase 1 on
+                unit = self._condition(inputs, given if has_units else None, has_units)
             x, layout = to_layout(x, layout, target), target
             row_keys = None if keys is None else take_rows(keys, layout)
-            x = make_stage(layers=self._layers(train, row_keys, layout), name=f"stage{i + 1}")(x)  # eq. 5
+            layers = self._layers(train, row_keys, layout, own_share)
+            x = make_stage(layers=layers, name=f"stage{i + 1}")(x)  # eq. 5
             if gain is not None:
                 x = scaled(x, to_layout(gain[:, None, None, None], None, layout))
             if self.attention != "none":  # eqs. 6-8
-                condition = self.num_units if self.attention == "conditional" else None
+                condition = self.num_units if self.attention == "conditional" and has_units else None
                 x = ConditionalAttention(condition, name=f"attention{i + 1}")(
                     x, layout.unit if layout else unit, layout
                 )
@@ -159,6 +180,13 @@ class RMN(nn.Module):
             raise ValueError(f"unknown attention {self.attention!r}; one of {ATTENTIONS}")
         if self.router not in ROUTERS:
             raise ValueError(f"unknown router {self.router!r}; one of {tuple(ROUTERS)}")
+        if self.statistics not in ops.STATISTICS:
+            raise ValueError(f"unknown statistics {self.statistics!r}; one of {ops.STATISTICS}")
+        unknown = set(self.stages_with_units) - set(range(1, len(self.backbone.stages) + 1))
+        if unknown or not self.stages_with_units:
+            raise ValueError(
+                f"routed_stages is {self.routed_stages}; it must name some of {len(self.backbone.stages)} stages"
+            )
         chex.assert_rank(images, 4)
         if assignment is not None:
             chex.assert_shape(assignment, (len(self.backbone.stages), images.shape[0]))
@@ -186,18 +214,19 @@ class RMN(nn.Module):
             return make_slots(layout)
         return make_tiles(layout, pixels) if ops.wants_tiles(self.backend, self.folded) else layout
 
-    def _condition(self, inputs: StageInput, given: jax.Array | None) -> jax.Array:
-        """[B] int32, the condition of the plain network: given, or uniform for each input and stage (phase 1)."""
-        if self.attention != "conditional":
+    def _condition(self, inputs: StageInput, given: jax.Array | None, has_units: bool) -> jax.Array:
+        """[B] int32, the condition of a plain stage: given, or uniform for each input and stage (phase 1); or -1."""
+        if self.attention != "conditional" or not has_units:
             return jnp.full((len(inputs.images),), -1, jnp.int32)
         return random_unit(inputs.keys, inputs.stage, self.num_units) if given is None else given
 
-    def _layers(self, train: bool, keys, layout: Layout = None) -> Layers:
+    def _layers(self, train: bool, keys, layout: Layout = None, own_share: jax.Array | float = 1.0) -> Layers:
         shared: dict[str, Any] = {"num_units": None if layout is None else self.num_units, "layout": layout}
+        whose: dict[str, Any] = {} if layout is None else {"statistics": self.statistics, "own_share": own_share}
         return Layers(
             conv=functools.partial(RoutedConv, **shared, dtype=self.dtype, backend=self.backend, folded=self.folded),
             norm=functools.partial(
-                RoutedBatchNorm, **shared, train=train, axis_name=self.axis_name, folded=self.folded
+                RoutedBatchNorm, **shared, **whose, train=train, axis_name=self.axis_name, folded=self.folded
             ),
             train=train,
             keys=keys,

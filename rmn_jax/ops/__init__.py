@@ -4,11 +4,12 @@ from rmn_jax.ops.choose import BACKENDS, backend_name, folded_form, wants_slots,
 from rmn_jax.ops.conv import conv, routed_conv
 from rmn_jax.ops.depthwise import depthwise, routed_depthwise
 from rmn_jax.ops.fold import fold_kernel, folded_conv
-from rmn_jax.ops.norm import affine, batch_moments, normalize, scale_and_shift, take_unit
+from rmn_jax.ops.norm import STATISTICS, affine, batch_moments, normalize, scale_and_shift, take_unit
 from rmn_jax.ops.window import Window
 
 __all__ = [
     "BACKENDS",
+    "STATISTICS",
     "Window",
     "affine",
     "backend_name",

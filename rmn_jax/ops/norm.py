@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from rmn_jax.routing.layout import Layout, Slots, Sorted, Tiles, assert_in_layout, merge_tiles, pixel_axes
 
+# Whose batch statistics a unit normalises by in training, see ``batch_moments``.
+STATISTICS = ("unit", "batch", "mixed")
+
 
 class Moments(NamedTuple):
     """Batch statistics of each unit.
@@ -18,7 +21,8 @@ class Moments(NamedTuple):
     Attributes:
       mean: [C] or [N, C] float32.
       variance: biased, as ``mean``.
-      values: [] or [N] float32, how many values (rows times pixels) were averaged.
+      values: [] or [N] float32, how many values (rows times pixels) were averaged, those of the whole batch included
+        where it has a part in the statistics.
     """
 
     mean: jax.Array
@@ -26,15 +30,32 @@ class Moments(NamedTuple):
     values: jax.Array
 
 
-def batch_moments(x: jax.Array, layout: Layout, axis_name: str | None = None) -> Moments:
+def batch_moments(
+    x: jax.Array,
+    layout: Layout,
+    axis_name: str | None = None,
+    statistics: str = "unit",
+    own_share: jax.Array | float = 1.0,
+) -> Moments:
     """Mean and biased variance over the global batch and all pixels, for the inputs of each unit.
 
     One reduction over devices carries sum, sum of squares and count together.
+
+    ``statistics`` says whose they are, for units j with n_j of the batch's n values:
+
+    - "unit": the unit's own inputs.
+    - "batch": all inputs of the batch; the same for every unit.
+    - "mixed": first and second moment are ``w_j own + (1 - w_j) batch``, with ``w_j = r n_j / (n_j + n / N)``. At r = 1
+      a unit has its own values and, as if they were more of them, n / N values distributed like the whole batch. A unit
+      with an even share weighs both alike; a small group takes nearly all from the batch, and a unit without inputs
+      takes all. At r = 0 it is "batch".
 
     Args:
       x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.
       layout: the stage's layout; None takes the batch as one group (the plain layer).
       axis_name: mesh axis to sum over, or None on one device.
+      statistics: one of ``STATISTICS``. Without a layout there is one group, and all are the same.
+      own_share: [] r of "mixed", from 0 to 1.
 
     Returns:
       Moments of shape [N, C] with a layout, [C] without. A unit without inputs has 0 values, mean 0, variance 0.
@@ -63,11 +84,21 @@ def batch_moments(x: jax.Array, layout: Layout, axis_name: str | None = None) ->
         sums = jnp.concatenate([sums, (layout.group_sizes * pixels).astype(jnp.float32)[:, None]], axis=-1)
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)
+    if layout is not None and statistics != "unit":
+        sums = _with_batch(sums, own_share if statistics == "mixed" else 0.0)
     total, squares, count = jnp.split(sums, [x.shape[-1], 2 * x.shape[-1]], axis=-1)
     divisor = jnp.maximum(count, 1.0)
     mean = total / divisor
     variance = jnp.maximum(squares / divisor - mean * mean, 0.0)
     return Moments(mean, variance, count[..., 0])
+
+
+def _with_batch(sums: jax.Array, own_share: jax.Array | float) -> jax.Array:
+    """Sums [N, 2 C + 1] of units (values, squares, count) -> as many values of the mixed distribution ("mixed")."""
+    batch, own = jnp.sum(sums, axis=0, keepdims=True), sums[:, -1:]
+    weight = own_share * own / (own + batch[:, -1:] / len(sums))
+    means = weight * sums / jnp.maximum(own, 1.0) + (1.0 - weight) * batch / batch[:, -1:]
+    return means * batch[:, -1:]
 
 
 def normalize(x, mean, variance, scale, bias, layout: Layout, epsilon: float) -> jax.Array:

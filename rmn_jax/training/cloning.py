@@ -1,32 +1,44 @@
-"""Phase 2, procedure cloning: every leaf below a stage gets a leading axis N of equal copies.
+"""Phase 2, procedure cloning: every leaf below a routed stage gets a leading axis N of equal copies.
 
 Pure functions on pytrees of parameters, BN statistics or optimizer state. A leaf belongs to a procedure if its path
-goes through a stage. Optimizer states contain the paths of the parameters.
+goes through a routed stage. Optimizer states contain the paths of the parameters.
 
 Axes: N units (see ``rmn_jax``).
 """
 
 import re
+from collections.abc import Collection
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 Tree = TypeVar("Tree")
-_STAGE = re.compile(r"stage\d+")
+_STAGE = re.compile(r"stage(\d+)")
 
 
-def is_procedural(path: tuple) -> bool:
-    """Whether a leaf belongs to a procedure: a key on its path is ``stage1``, ``stage2``, ..."""
-    return any(_STAGE.fullmatch(str(getattr(key, "key", getattr(key, "name", "")))) for key in path)
+def stage_of(path: tuple) -> int | None:
+    """The number of the stage that a leaf is below, if a key on its path is ``stage1``, ``stage2``, ...; else None."""
+    for key in path:
+        found = _STAGE.fullmatch(str(getattr(key, "key", getattr(key, "name", ""))))
+        if found:
+            return int(found[1])
+    return None
 
 
-def clone(tree: Tree, num_units: int) -> Tree:
+def is_procedural(path: tuple, stages: Collection[int] | None = None) -> bool:
+    """Whether a leaf belongs to a procedure: it is below one of the routed stages; None means that all are routed."""
+    stage = stage_of(path)
+    return stage is not None and (stages is None or stage in stages)
+
+
+def clone(tree: Tree, num_units: int, stages: Collection[int] | None = None) -> Tree:
     """Copies each procedure N times: leaf [...] -> [N, ...]; other leaves stay.
 
     Args:
       tree: parameters, ``batch_stats`` or optimizer state of the plain network.
       num_units: N, at least 1.
+      stages: numbers of the routed stages, from 1; None is all.
 
     Raises:
       ValueError: N is below 1.
@@ -34,7 +46,7 @@ def clone(tree: Tree, num_units: int) -> Tree:
     if num_units < 1:
         raise ValueError(f"num_units is {num_units}; it must be 1 or more")
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.repeat(leaf[None], num_units, axis=0) if is_procedural(path) else leaf, tree
+        lambda path, leaf: jnp.repeat(leaf[None], num_units, axis=0) if is_procedural(path, stages) else leaf, tree
     )
 
 

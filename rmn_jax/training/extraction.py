@@ -28,6 +28,22 @@ class Extracted(NamedTuple):
     position: np.ndarray
 
 
+class Views(NamedTuple):
+    """Whether the augmented views of an image go to the same unit, at one stage.
+
+    Attributes:
+      share: of an image's views, the share that goes to the unit that most of them go to; mean over images.
+      chance: the same if each view went to a unit at random, by the units' loads.
+      inputs: number of training images looked at.
+      views: number of views of each image.
+    """
+
+    share: float
+    chance: float
+    inputs: int
+    views: int
+
+
 def extract(
     run: Run, variables: dict[str, Any], *, routed: bool, split: str = "eval", batch_size: int | None = None
 ) -> Extracted:
@@ -51,3 +67,39 @@ def extract(
         parts.append(jax.tree.map(lambda rows, mask=mask: np.asarray(rows)[mask], arrays))
     pooled, assignment, label, position = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
     return Extracted(list(pooled), assignment.swapaxes(0, 1), label, position)
+
+
+def views_of_an_image(run: Run, variables: dict[str, Any], views: int = 16) -> list[Views]:
+    """For each routed stage, how many of an image's augmented views go to one unit, in evaluation mode.
+
+    The images are the first training batch of the run, drawn from the whole split. At a share of 1 an image stays with
+    one unit, whatever its crop, and the other units of the stage never learn from it.
+
+    Args:
+      run: the run.
+      variables: of its routed network.
+      views: random views of each image.
+    """
+    step, batch = run.networks.extract_step(routed=True, augmented=True), run.dataset.train_batch(0)
+    found = []
+    for view in range(views):
+        assignment: Any = step(variables, batch, jax.random.fold_in(run.key, view))[1]
+        if jax.process_count() > 1:
+            assignment = multihost_utils.process_allgather(jax.numpy.swapaxes(assignment, 0, 1), tiled=True).swapaxes(
+                0, 1
+            )
+        found.append(np.asarray(jax.device_get(assignment)))
+    units = np.stack(found)  # [views, S, B]
+    return [_views(units[:, stage - 1], run.config.model.num_units) for stage in run.networks.routed_stages]
+
+
+def _views(units: np.ndarray, num_units: int) -> Views:
+    """``Views`` of one stage, from the units [views, B]."""
+
+    def share(of: np.ndarray) -> float:
+        counts = np.stack([np.sum(of == unit, axis=0) for unit in range(num_units)])
+        return float(np.mean(counts.max(axis=0)) / len(of))
+
+    # Views dealt to the images at random have the loads of the stage, and nothing else.
+    shuffled = np.random.default_rng(0).permutation(units.reshape(-1)).reshape(units.shape)
+    return Views(share(units), share(shuffled), units.shape[1], len(units))

@@ -3,7 +3,7 @@
 Axes: B batch, N units, S stages, C channels (see ``rmn_jax``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import optax
 
 from rmn_jax import routing
 from rmn_jax.models import RMN, Outputs
+from rmn_jax.training.cloning import stage_of
 from rmn_jax.training.mixup import mix, mixup_weights, partners
 
 
@@ -23,19 +24,21 @@ class BatchSums(NamedTuple):
       gradients: of the loss averaged over the global batch, as ``params``.
       loss: [] float32, sum over inputs.
       correct: [] float32, inputs whose first prediction was right.
-      units: S sums of the inputs of each unit (eq. 9); empty when plain.
+      units: for each routed stage by number, sums of the inputs of each unit (eq. 9); empty when plain.
     """
 
     gradients: Any
     loss: jax.Array
     correct: jax.Array
-    units: tuple[routing.UnitSums, ...]
+    units: dict[int, routing.UnitSums]
 
     @classmethod
     def zeros(cls, params: Any, memory: dict[str, jax.Array]) -> "BatchSums":
         """Sums over no inputs, for these parameters and memories ([N, C] each)."""
-        memories = (memory[f"memory{i + 1}"] for i in range(len(memory)))
-        units = tuple(routing.UnitSums(jnp.zeros_like(m), jnp.zeros_like(m[:, 0])) for m in memories)
+        units = {
+            int(name.removeprefix("memory")): routing.UnitSums(jnp.zeros_like(m), jnp.zeros_like(m[:, 0]))
+            for name, m in memory.items()
+        }
         zero = jnp.zeros((), jnp.float32)
         return cls(jax.tree.map(jnp.zeros_like, params), zero, zero, units)
 
@@ -46,8 +49,10 @@ def make_microbatch_sums(
     label_smoothing: float,
     mixup: float,
     balance_loss: float = 0.0,
-) -> Callable[[dict, dict, int], tuple[BatchSums, Any]]:
-    """Makes the forward and backward pass of a microbatch: ``(variables, rows, size) -> (sums, moved batch_stats)``.
+) -> Callable[..., tuple[BatchSums, Any]]:
+    """Makes the forward and backward pass of a microbatch.
+
+    It is a function ``(variables, rows, size, **network) -> (sums, moved batch_stats)``.
 
     Args:
       model: see ``rmn_jax.training.step.make_train_step`` for all settings.
@@ -58,10 +63,10 @@ def make_microbatch_sums(
 
     Returns:
       A function of the variables, of the rows (``image`` [B, H, W, C], ``label`` [B] and ``key`` [B], one for each
-      input) and of the size of the global batch.
+      input), of the size of the global batch, and of further arguments for the network.
     """
 
-    def microbatch_sums(variables: dict, rows: dict, size: int) -> tuple[BatchSums, Any]:
+    def microbatch_sums(variables: dict, rows: dict, size: int, **network: Any) -> tuple[BatchSums, Any]:
         # Key 0 is for the augmentation, 1 for the network's own draws, 2 for the weights of mixup.
         image_keys, network_keys, *mixing_keys = (
             jax.vmap(partial(jax.random.fold_in, data=i))(rows["key"]) for i in range(3 if mixup else 2)
@@ -78,6 +83,7 @@ def make_microbatch_sums(
                 train=True,
                 keys=network_keys,
                 mutable=["batch_stats"],
+                **network,
             )
             targets = jax.nn.one_hot(label, outputs.logits.shape[-1])
             targets = targets if weights is None else mix(targets, weights)
@@ -94,23 +100,20 @@ def make_microbatch_sums(
     return microbatch_sums
 
 
-def _unit_sums(outputs: Outputs, model: RMN) -> tuple[routing.UnitSums, ...]:
-    if not model.routed:
-        return ()
-    return tuple(
-        routing.unit_sums(pooled, assignment, model.num_units)
-        for pooled, assignment in zip(outputs.pooled, outputs.assignment, strict=True)
-    )
+def _unit_sums(outputs: Outputs, model: RMN) -> dict[int, routing.UnitSums]:
+    return {
+        stage: routing.unit_sums(outputs.pooled[stage - 1], outputs.assignment[stage - 1], model.num_units)
+        for stage in model.stages_with_memories
+    }
 
 
-def scale_units(gradients: Any, factors: Sequence[jax.Array]) -> Any:
-    """Multiplies the gradient of each procedure by the factor of its unit: S arrays [N]; other leaves stay."""
+def scale_units(gradients: Any, factors: Mapping[int, jax.Array]) -> Any:
+    """Multiplies the gradient of each procedure by its unit's factor, [N] by number of stage; other leaves stay."""
 
     def scale(path, leaf):
-        for i, factor in enumerate(factors):
-            if any(getattr(key, "key", None) == f"stage{i + 1}" for key in path):
-                return leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return leaf
+        stage = stage_of(path)
+        factor = None if stage is None else factors.get(stage)
+        return leaf if factor is None else leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1))
 
     return jax.tree_util.tree_map_with_path(scale, gradients)
 

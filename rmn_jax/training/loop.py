@@ -9,6 +9,7 @@ import numpy as np
 
 from rmn_jax import routing
 from rmn_jax.errors import UserError
+from rmn_jax.training.churn import Churn, gathered
 from rmn_jax.training.progress import epoch_line
 from rmn_jax.training.run import Run
 from rmn_jax.training.state import Metrics, Phase, TrainState
@@ -24,7 +25,7 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
       Preempted: the process was asked to stop; the state is saved.
       UserError: the loss is not finite.
     """
-    step = int(state.step)
+    step, churn = int(state.step), Churn(run)
     while step < until:
         epoch = step // run.steps_per_epoch
         end = (epoch + 1) * run.steps_per_epoch
@@ -32,7 +33,10 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         step = end
         line = _summary(run, state, epoch + 1, phase, seconds)
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
-            line |= {f"eval_{name}": value for name, value in evaluate(run, state, phase.routed).items()}
+            result, assignment = evaluate_with_units(run, state, phase.routed)
+            line |= {f"eval_{name}": value for name, value in result.items()}
+            if phase.routed:
+                line["churn"] = churn.since_last(step, assignment)
         run.reporter.record(line)
         run.reporter.say(epoch_line(line, run.config.epochs))
         state = state._replace(metrics=jax.tree.map(lambda leaf: leaf * 0, state.metrics))
@@ -87,6 +91,7 @@ def _summary(run: Run, state: TrainState, epoch: int, phase: Phase, seconds: flo
         "train_loss": loss,
         "train_top1": float(metrics.correct) / count,
         "seconds_per_step": seconds,
+        "stages": list(run.networks.model(phase.routed).stages_with_memories),
         "load": metrics.load.astype(int).tolist(),
         "entropy": np.asarray(routing.load_entropy(metrics.load)).tolist(),
         "dead_units": np.asarray(routing.dead_units(metrics.load)).tolist(),
@@ -106,15 +111,26 @@ def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> 
       split: "eval" or "train".
 
     Returns:
-      Accuracies in [0, 1], mean loss in nats, number of examples, and the load [S][N] (empty when plain).
+      Accuracies in [0, 1], mean loss in nats, number of examples, and the load [S][N] of the routed stages (empty when
+      plain).
 
     Raises:
       UserError: the loss is not finite, or every example was skipped.
     """
+    return evaluate_with_units(run, state, routed, split)[0]
+
+
+def evaluate_with_units(
+    run: Run, state: TrainState, routed: bool, split: str = "eval"
+) -> tuple[dict[str, Any], np.ndarray]:
+    """As ``evaluate``; also the unit of each example at each routed stage, [S, M] int16 in the order of the split."""
     eval_step = run.networks.eval_step(routed)
-    sums = None
+    sums, units = None, []
     for batch in run.dataset.eval_batches(split):
         part = eval_step(state.eval_variables, batch, run.eval_key)
+        if part.assignment is not None:
+            units.append((part.assignment, batch["mask"]))
+        part = part._replace(assignment=None)
         sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
     sums = jax.device_get(sums)
     count = 0.0 if sums is None else float(sums.count)
@@ -125,10 +141,11 @@ def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> 
             f"the {split} split's loss is not finite: training diverged; lower config.learning_rate.peak "
             "or lengthen config.learning_rate.warmup_epochs, and start in a new --workdir."
         )
-    return {
+    result = {
         "top1": float(sums.top1) / count,
         "top5": float(sums.top5) / count,
         "loss": float(sums.loss) / count,
         "examples": int(count),
         "load": sums.load.astype(int).tolist(),
     }
+    return result, gathered(units)

@@ -37,12 +37,19 @@ class Networks:
     ):
         self._config, self._info, self._preprocess, self._mesh = config, info, preprocess, mesh
         self._optimizer = make_optimizer(config, steps_per_epoch)
+        routed_from = config.stem_epochs * steps_per_epoch
+        self._mixing = (routed_from, max(1, (config.epochs * steps_per_epoch - routed_from) // 2))
         self._train_steps: dict[bool, Any] = {}
         self._eval_steps: dict[bool, Any] = {}
 
     def model(self, routed: bool) -> RMN:
         """The routed network, or the plain one ("Original", and phase 1) over the same backbone."""
         return build_model(self._config, self._info.num_classes, self._info.image_shape[0], routed, steps.AXIS)
+
+    @property
+    def routed_stages(self) -> tuple[int, ...]:
+        """The numbers, from 1, of the stages that the routed network routes."""
+        return self.model(routed=True).stages_with_memories
 
     def train_step(self, routed: bool):
         """The jitted optimizer step, see ``rmn_jax.training.step.make_train_step``."""
@@ -60,6 +67,7 @@ class Networks:
                 ema=config.ema,
                 unit_gradient=config.unit_gradient,
                 balance_loss=config.balance_loss,
+                mixing=self._mixing,
             )
         return self._train_steps[routed]
 
@@ -69,9 +77,10 @@ class Networks:
             self._eval_steps[routed] = steps.make_eval_step(self.model(routed), self._preprocess.evaluate, self._mesh)
         return self._eval_steps[routed]
 
-    def extract_step(self, routed: bool):
+    def extract_step(self, routed: bool, augmented: bool = False):
         """The jitted extraction of features, see ``rmn_jax.training.step.make_extract_step``."""
-        return steps.make_extract_step(self.model(routed), self._preprocess.evaluate, self._mesh)
+        augment = self._preprocess.train if augmented else None
+        return steps.make_extract_step(self.model(routed), self._preprocess.evaluate, self._mesh, augment)
 
     def initial_state(self, key: jax.Array, routed: bool = False) -> TrainState:
         """The state before the first step."""
@@ -101,7 +110,7 @@ def state_shapes(config: ConfigDict, model: RMN, optimizer, image_shape: tuple[i
 
 
 def _first_state(config: ConfigDict, model: RMN, optimizer, variables: Mapping[str, Any]) -> TrainState:
-    num_stages = len(model.backbone.stages) if model.routed else 0
+    num_stages = len(model.stages_with_memories)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

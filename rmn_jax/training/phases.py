@@ -64,16 +64,17 @@ def run_training(run: Run) -> dict[str, Any]:
 
 
 def clone_procedures(run: Run, state: TrainState) -> TrainState:
-    """Phase 2: copies each stage's parameters, EMA, BN statistics and momentum N times; memories are zeros."""
-    num_units = run.config.model.num_units
-    run.reporter.say(f"phase 2: cloning every stage into {num_units} procedures")
+    """Phase 2: copies each routed stage's parameters, EMA, BN statistics and momentum N times; memories are zeros."""
+    num_units, stages = run.config.model.num_units, run.networks.routed_stages
+    named = "every stage" if run.config.model.routed_stages == "all" else f"stage {', '.join(map(str, stages))}"
+    run.reporter.say(f"phase 2: cloning {named} into {num_units} procedures")
     target = run.networks.state_shapes(routed=True)
     return run.place(
         state._replace(
-            params=clone(state.params, num_units),
-            batch_stats=clone(state.batch_stats, num_units),
-            opt_state=clone(state.opt_state, num_units),
-            ema=clone(state.ema, num_units),
+            params=clone(state.params, num_units, stages),
+            batch_stats=clone(state.batch_stats, num_units, stages),
+            opt_state=clone(state.opt_state, num_units, stages),
+            ema=clone(state.ema, num_units, stages),
             memory=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target.memory),
             metrics=Metrics.zeros(len(target.memory), num_units),
         )
@@ -91,14 +92,15 @@ def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainS
         random condition of phase 1. With ``config.ema`` they still use the trained parameters, not the average,
         because phase 4 routes by those.
     """
-    run.reporter.say("phase 3: k-means of each stage's inputs for the memories")
+    run.reporter.say("phase 3: k-means of each routed stage's inputs for the memories")
     # In batches of the training microbatch size: the last bits depend on it, and ``eval_batch_size`` may change.
     batch_size = run.config.batch_size // run.config.accumulation
-    stages = extract(run, stem.variables, routed=False, split="train", batch_size=batch_size).pooled
+    pooled = extract(run, stem.variables, routed=False, split="train", batch_size=batch_size).pooled
+    features = {stage: pooled[stage - 1] for stage in run.networks.routed_stages}
     if run.config.model.metric == "cosine":
-        stages = [np.asarray(routing.unit_length(jnp.asarray(stage))) for stage in stages]
+        features = {stage: np.asarray(routing.unit_length(jnp.asarray(rows))) for stage, rows in features.items()}
     memory = {
-        f"memory{i + 1}": jnp.asarray(k_means(stage, run.config.model.num_units, run.config.seed))
-        for i, stage in enumerate(stages)
+        f"memory{stage}": jnp.asarray(k_means(rows, run.config.model.num_units, run.config.seed))
+        for stage, rows in features.items()
     }
     return run.place(state._replace(memory=memory))

@@ -117,6 +117,8 @@ def epoch_line(line: dict[str, Any], epochs: int) -> str:
         parts.append("load " + " | ".join(shares))
         if sum(line["dead_units"]):
             parts.append(f"dead {sum(line['dead_units'])}")
+        if line.get("churn"):
+            parts.append("churn " + " | ".join(f"{share:.0%}" for share in line["churn"]))
     return "  ".join(parts)
 
 

@@ -36,7 +36,7 @@ class Metrics(NamedTuple):
       loss: [] float32, sum over inputs.
       correct: [] float32, inputs whose first prediction was right.
       count: [] float32, inputs.
-      load: [S, N] float32, inputs of each unit; [0, N] when plain.
+      load: [S, N] float32, inputs of each unit of the S routed stages; [0, N] when plain.
       drift: [S] float32, distance that the memories moved, summed over steps.
     """
 
@@ -48,7 +48,7 @@ class Metrics(NamedTuple):
 
     @classmethod
     def zeros(cls, num_stages: int, num_units: int) -> "Metrics":
-        """No inputs counted yet; ``num_stages`` is 0 when plain."""
+        """No inputs counted yet; ``num_stages`` is the number of routed stages, 0 when plain."""
         loss, correct, count = (jnp.zeros((), jnp.float32) for _ in range(3))
         load = jnp.zeros((num_stages, num_units), jnp.float32)
         return cls(loss, correct, count, load, jnp.zeros((num_stages,), jnp.float32))
@@ -61,7 +61,7 @@ class TrainState(NamedTuple):
       step: [] int32, optimizer steps done.
       params: the network's parameters, float32.
       batch_stats: running statistics of batch norm, float32.
-      memory: ``memory1`` .. ``memoryS``, [N, C] float32; empty when plain.
+      memory: ``memory1`` .. ``memoryS`` (of routed stages), [N, C] float32; empty when plain.
       opt_state: of the optax optimizer.
       metrics: see ``Metrics``.
       ema: exponential moving average of the parameters, as ``params`` (see ``rmn_jax.training.ema``); None when off.

@@ -54,6 +54,7 @@ def make_train_step(
     ema: float = 0.0,
     unit_gradient: str = "share",
     balance_loss: float = 0.0,
+    mixing: tuple[int, int] = (0, 1),
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
     """Makes the jitted optimizer step ``(state, batch, key) -> (state, mean loss)``; the state is donated.
 
@@ -82,6 +83,8 @@ def make_train_step(
       unit_gradient: "share" is the gradient of the batch's mean loss, in which a unit weighs by its share of the inputs
         (the paper's loss); "own" is the mean over the inputs of the unit.
       balance_loss: weight of the router's auxiliary loss (with ``accumulation``: of its mean over microbatches).
+      mixing: (step, steps) for batch norm with "mixed" statistics: a unit's own have no part in them up to that step,
+        and their part then grows linearly to its full size for so many steps (see ``rmn_jax.ops.batch_moments``).
 
     Returns:
       A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
@@ -95,8 +98,12 @@ def make_train_step(
         keys = example_keys(jax.random.fold_in(key, state.step), batch["index"])
         rows = {"image": batch["image"], "label": batch["label"], "key": keys}
 
+        network = {}
+        if model.statistics == "mixed" and model.routed:
+            network["own_share"] = jnp.clip((state.step - mixing[0]) / mixing[1], 0.0, 1.0)
+
         def sums_of(batch_stats, rows):
-            return microbatch_sums({**state.variables, "batch_stats": batch_stats}, rows, size)
+            return microbatch_sums({**state.variables, "batch_stats": batch_stats}, rows, size, **network)
 
         if accumulation == 1:
             sums, batch_stats = sums_of(state.batch_stats, rows)
@@ -107,7 +114,8 @@ def make_train_step(
         gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)
         memory, load, drift = _moved_memories(state.memory, sums.units, model.num_units, alpha)
         if unit_gradient == "own" and model.routed:
-            gradients = scale_units(gradients, [size / jnp.maximum(inputs, 1.0) for inputs in load])
+            factors = (size / jnp.maximum(inputs, 1.0) for inputs in load)
+            gradients = scale_units(gradients, dict(zip(sums.units, factors, strict=True)))
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         metrics = Metrics(loss, correct, jnp.float32(size), load, drift)
@@ -136,25 +144,37 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def _moved_memories(memory: dict, sums: tuple[routing.UnitSums, ...], num_units: int, alpha: float):
-    """Eq. 9 for all stages over the global batch, with one reduction. Returns memories, loads [S, N] and drifts [S]."""
+def _moved_memories(memory: dict, sums: dict[int, routing.UnitSums], num_units: int, alpha: float):
+    """Eq. 9 for all routed stages over the global batch, with one reduction.
+
+    Returns memories, loads [S, N] and drifts [S].
+    """
     if not sums:
         return memory, jnp.zeros((0, num_units)), jnp.zeros((0,))
     sums = jax.lax.psum(sums, AXIS)
-    names = [f"memory{i + 1}" for i in range(len(sums))]
-    moved = {name: routing.update_memory(memory[name], s, alpha) for name, s in zip(names, sums, strict=True)}
-    drift = jnp.stack([routing.memory_drift(memory[name], moved[name]) for name in names])
-    return moved, jnp.stack([s.inputs for s in sums]), drift
+    moved = {f"memory{i}": routing.update_memory(memory[f"memory{i}"], s, alpha) for i, s in sums.items()}
+    drift = jnp.stack([routing.memory_drift(memory[name], moved[name]) for name in moved])
+    return moved, jnp.stack([s.inputs for s in sums.values()]), drift
 
 
 class EvalSums(NamedTuple):
-    """Sums over the examples of a split whose mask is True; ``load`` is [S, N] ([0, N] when plain)."""
+    """Sums over the examples of a batch whose mask is True, and the units of all its examples.
+
+    Attributes:
+      loss: [] float32.
+      top1: [] float32, examples whose first prediction is right.
+      top5: [] float32, examples with the right class among the first five.
+      count: [] float32, examples.
+      load: [S, N] float32, examples of each unit of the S routed stages; [0, N] when plain.
+      assignment: [B, S] int32, the unit of each example at each routed stage, not a sum; None when plain.
+    """
 
     loss: jax.Array
     top1: jax.Array
     top5: jax.Array
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     load: jax.Array
+    assignment: jax.Array | None
 
 
 def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh):
@@ -169,7 +189,7 @@ def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mes
       mesh: devices along ``AXIS``.
     """
 
-    def evaluate(variables: dict, batch: dict, key: jax.Array) -> EvalSums:
+    def evaluate(variables: dict, batch: dict, key: jax.Array) -> tuple:
         keys = example_keys(key, batch["index"])
         outputs = cast(Outputs, model.apply(variables, preprocess(batch["image"]), keys=keys))
         label, mask = batch["label"], batch["mask"].astype(jnp.float32)
@@ -179,24 +199,39 @@ def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mes
         before = jnp.arange(outputs.logits.shape[-1])[None] < label[:, None]
         # A NaN ranks before every number: a network that diverged gets nothing right.
         rank = jnp.sum(~(outputs.logits < label_logit) & ((outputs.logits != label_logit) | before), axis=-1)
-        units = jax.nn.one_hot(outputs.assignment, model.num_units) * mask[None, :, None]
-        load = jnp.sum(units, axis=1) if model.routed else jnp.zeros((0, model.num_units))
+        chosen = [outputs.assignment[stage - 1] for stage in model.stages_with_memories]
+        assignment = jnp.stack(chosen) if chosen else None
+        load = jnp.zeros((0, model.num_units))
+        if assignment is not None:
+            load = jnp.sum(jax.nn.one_hot(assignment, model.num_units) * mask[None, :, None], axis=1)
         total = lambda values: jnp.sum(values * mask)  # noqa: E731
-        sums = EvalSums(total(losses), total(rank < 1), total(rank < 5), jnp.sum(mask), load)
-        return jax.lax.psum(sums, AXIS)
+        sums = (total(losses), total(rank < 1), total(rank < 5), jnp.sum(mask), load)
+        return (*jax.lax.psum(sums, AXIS), None if assignment is None else assignment.T)
 
-    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False))
+    out_specs = (*(P(),) * 5, P(AXIS) if model.routed else None)
+    sharded = jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=out_specs, check_vma=False)
+    return jax.jit(lambda *arguments: EvalSums(*sharded(*arguments)))
 
 
-def make_extract_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh):
+def make_extract_step(
+    model: RMN,
+    preprocess: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+):
     """Makes the jitted ``(variables, batch, key) -> (pooled, assignment)`` of evaluation: S x [B, C] and [S, B].
 
-    For the arguments see ``make_eval_step``.
+    Args:
+      model: see ``make_eval_step``.
+      preprocess: as there.
+      mesh: as there.
+      augment: as in ``make_train_step``, in place of ``preprocess``; a key gives each image one random view.
     """
 
     def extract(variables: dict, batch: dict, key: jax.Array):
         keys = example_keys(key, batch["index"])
-        outputs = cast(Outputs, model.apply(variables, preprocess(batch["image"]), keys=keys))
+        images = preprocess(batch["image"]) if augment is None else augment(keys, batch["image"])
+        outputs = cast(Outputs, model.apply(variables, images, keys=keys))
         return outputs.pooled, outputs.assignment
 
     out_specs = (P(AXIS), P(None, AXIS))

@@ -19,6 +19,8 @@ NAMES = [
     "import",
     "data prepare",
     "data show",
+    "data pack",
+    "data unpack",
     "bench input",
     "bench conv",
     "bench step",

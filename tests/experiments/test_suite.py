@@ -1,5 +1,6 @@
 """Training the rows of an experiment, on digits: seeds, a shared phase 1, resuming, results files, user errors."""
 
+import argparse
 import json
 import pathlib
 import shutil
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from experiments import ablations, batch_size, ladder, routers, runs, runtime, suite
+from experiments import ablations, batch_size, ladder, pairs, regimes, routers, runs, runtime, suite
 from rmn_jax.config import default_config, from_json, validate
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.training.phases import run_training
@@ -179,7 +180,9 @@ def test_every_experiment_has_rows_that_a_run_accepts(scale):
         typed.part = part
         found += ablations.rows(typed)
     if scale == "paper":
-        found += ladder.rows("tiny_imagenet")
+        found += ladder.rows(ladder_arguments())
+    else:
+        found += [suite.Row(cell.name, cell.config) for scale in regimes.SCALES for cell in regimes.cells(scale)]
     assert pathlib.Path(suite.RESULTS).name == "results"
     for row in found:
         validate(row.config, device_count=1)
@@ -195,12 +198,70 @@ def test_a_part_of_an_experiment_does_not_replace_the_published_results(tmp_path
     assert paper.name == "trial_paper_resnet50_tiny_imagenet.json"
 
 
-def test_the_ladder_has_a_results_file_for_each_benchmark(tmp_path, monkeypatch):
-    seen = {}
-    out_of = lambda arguments, rows: seen.update({suite.default_out(arguments, tmp_path).name: len(rows)})  # noqa: E731
-    monkeypatch.setattr(suite, "run_rows", out_of)
-    for words in ([], ["--benchmark=cifar100"], ["--backbone=resnet50"]):
-        monkeypatch.setattr(sys, "argv", ["ladder", *words])
-        ladder.main()
-    of_resnet50 = {"ladder_paper_resnet50_tiny_imagenet.json": 2}
-    assert seen == {"ladder_paper_tiny_imagenet.json": 10, "ladder_paper_cifar100.json": 10, **of_resnet50}
+def ladder_arguments(**settings):
+    usual = {"minutes": 0, "images": "", "stages": "last", "statistics": "batch"}
+    return argparse.Namespace(**(usual | settings))
+
+
+def test_the_ladder_says_what_each_row_will_take(monkeypatch, capsys):
+    monkeypatch.setattr(suite, "run_rows", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(sys, "argv", ["ladder", "--plan", "--rows", "1:", "3:"])
+    assert ladder.main() == 0
+    *lines, source = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + 2 and "H100" in source
+    # Original at batch 1024: 60 epochs of 50,000 images at 26,000 a second, 30 evaluations of 5,000 at three times
+    # that, 60 s of compilation and 30 s of loading: 115.4 + 1.9 + 90 = 207.3 s.
+    assert lines[0].startswith("  3.5 minutes    3.0M images  1: Original, batch 1024; 32x32, 100 classes, 60 epochs")
+    assert all(("second slice" in line) == (float(line.split()[0]) > 13) for line in lines)
+
+
+def test_the_rows_of_a_rung_fit_the_minutes_that_they_are_given():
+    for minutes in (8, 13):
+        second = [row for row in ladder.rows(ladder_arguments(minutes=minutes)) if row.name.startswith("2:")]
+        assert len({row.config.epochs for row in second}) == 1 and len(second) == 4
+        assert 0.85 * 60 * minutes < max(ladder.seconds(row.config) for row in second) <= 60 * minutes
+    regime = ladder.rows(ladder_arguments(stages="last2", statistics="mixed", images="/somewhere"))[1].config
+    assert (regime.model.routed_stages, regime.model.statistics) == ("last2", "mixed")
+    assert (regime.data.name, regime.data.path, regime.data.classes) == ("folder", "/somewhere", 100)
+
+
+def test_curves_are_written_as_a_run_goes(tmp_path, finished):
+    name = "rmn-3"
+    typed = arguments(tmp_path)
+    typed.curves = tmp_path / "curves"
+    suite.run_rows(typed, [suite.Row("RMN", small("rmn_no_ca"))])
+    lines = [json.loads(line) for line in (tmp_path / "curves" / f"{name}.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [2, 3]  # phase 1 was trained for all rows that share it
+    (row,) = [row for row in finished[1]["rows"] if row["row"] == "RMN"]
+    assert [[line["epoch"], round(100 * line["eval_top1"], 2)] for line in lines] == row["runs"][0]["curve"][1:]
+
+
+def test_the_answers_of_a_finished_run_add_up_to_its_accuracy(finished):
+    source = next(path.parent for path in (finished[0] / "runs").glob("rmn-*/result.json"))
+    run = Run(from_json(source / "config.json"), source, quiet=True)
+    answers = int(pairs.correct_images(run)["correct"], 16)
+    known = json.loads((source / "result.json").read_text())
+    assert round(100 * answers.bit_count() / 360, 2) == known["top1"]
+
+
+def test_regimes_run_from_the_plan_to_the_table(finished, tmp_path, monkeypatch, capsys):
+    scale = regimes.Scale("digits", 360, 3, 4, 0)
+    cells = [
+        regimes.Cell(scale, "Original", "", small("plain"), True),
+        regimes.Cell(scale, "RMN, all stages, unit's statistics", "1/3", small("rmn_no_ca"), True),
+    ]
+    for name, value in {"SCALES": [scale], "SEEDS": (3,), "MORE_SEEDS": (), "cells": lambda _: cells}.items():
+        monkeypatch.setattr(regimes, name, value)
+    monkeypatch.setattr(runs, "run_training", lambda run: pytest.fail(f"trained {run.workdir}"))  # both are known
+    words = ["regimes", f"--workdir={finished[0] / 'runs'}", f"--out={tmp_path / 'out.json'}"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert regimes.main() == 0
+    printed = capsys.readouterr().out
+    stored = json.loads((tmp_path / "out.json").read_text())
+    plain, routed = (row["runs"][0] for row in stored["rows"])
+    assert (plain["top1"], routed["top1"]) == tuple(row["top1_mean"] for row in finished[1]["rows"])
+    difference = routed["train_top1"] - plain["train_top1"]
+    assert stored["rows"][1]["against_original"]["train_top1"]["by_seed"] == [pytest.approx(difference, abs=0.01)]
+    assert f"| RMN, all stages, unit's statistics, 1/3 | {difference:+.1f} |" in printed
+    monkeypatch.setattr(sys, "argv", [*words, "--finished"])
+    assert regimes.main() == 0 and capsys.readouterr().out == printed

@@ -129,3 +129,23 @@ def test_shapes_that_do_not_fit_the_layout_are_refused():
             batch_moments(jnp.zeros(shape), layout)
     with pytest.raises(AssertionError, match="assert_shape"):
         scale_and_shift(jnp.zeros((9, 2, 2, 3)), vectors[0], vectors[0], layout)
+
+
+@pytest.mark.parametrize("make", [None, make_tiles], ids=["sorted", "tiles"])
+@pytest.mark.parametrize(("statistics", "own_share"), [("batch", 1.0), ("mixed", 1.0), ("mixed", 0.4), ("mixed", 0.0)])
+def test_statistics_with_a_part_of_the_whole_batch(rng, make, statistics, own_share):
+    x = rng.normal(2.0, 3.0, size=(9, 4, 4, 6)) + UNIT[:, None, None, None]
+    sorted_layout = sort_by_unit(jnp.array(UNIT), UNITS)
+    layout = sorted_layout if make is None else make(sorted_layout, 16)
+    moved = to_layout(jnp.float32(x), None, layout)
+    moments = batch_moments(moved, layout, None, statistics, own_share)
+    for j in range(UNITS):
+        rows = x[UNIT == j]
+        # One in four units has an even share of 9 / 4 rows. Its weight is n_j / (n_j + 9 / 4), for example 3 / 5.25.
+        weight = 0.0 if statistics == "batch" else own_share * len(rows) / (len(rows) + 9 / 4)
+        own = np.zeros((2, 6)) if len(rows) == 0 else np.stack([rows.mean((0, 1, 2)), (rows**2).mean((0, 1, 2))])
+        batch = np.stack([x.mean((0, 1, 2)), (x**2).mean((0, 1, 2))])
+        mean, square = weight * own + (1 - weight) * batch
+        np.testing.assert_allclose(moments.mean[j], mean, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(moments.variance[j], square - mean**2, rtol=1e-3)
+    assert moments.values.tolist() == [9 * 16] * UNITS

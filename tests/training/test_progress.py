@@ -56,6 +56,6 @@ def test_the_line_for_people_has_loads_and_dead_units():
     }
     text = epoch_line(line, 10)
     # Shares of stage 1: 3/4, 1/4, 0; of stage 2: 0, 0, 4/4. Dead units: 1 + 2.
-    for part in ("epoch  2/10", "routed", "train 25.00%", "eval 50.00%", "12 ms/step", "dead 3"):
+    for part in ("epoch  2/10", "routed", "train  25.00%", "eval  50.00%", "12 ms/step", "dead 3"):
         assert part in text
     assert "load 75% 25% 0% | 0% 0% 100%" in text
