@@ -54,5 +54,5 @@ def test_a_configuration_is_the_same_after_json(tmp_path):
     path.write_text(configuration.to_json(config))
     assert configuration.from_json(path) == config
     assert configuration.differences(config, configuration.default_config()) == [
-        "config.model.num_units: 5 there, 8 here"
+        "config.model.num_units is 5 in the run folder, 8 now"
     ]

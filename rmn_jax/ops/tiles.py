@@ -6,8 +6,12 @@ groups. A norm or a depthwise convolution has one vector for each of the V C cha
 its tiles.
 
 Padding slots hold zeros (or a bias, until the next norm resets them, see ``rmn_jax.ops.norm.broadcast_to_rows``). They
-are not counted, not read back, and receive no gradient. A NaN in one
-unit's gradient spreads to all units, because the sum over tiles is a product with zeros.
+are not counted, not read back, and receive no gradient. A NaN in one unit's gradient spreads to all units, because the
+sum over tiles is a product with zeros.
+
+One forward pass on a GPU: the kernels [N, kh, kw, C, O] are gathered by the unit of each tile into [kh, kw, C, V O].
+Then ``lax.conv_general_dilated`` with V groups, cuDNN's grouped convolution, computes [L, H, W, V C] ->
+[L, OH, OW, V O].
 
 Axes: B batch, N units, H W height and width, C channels in, O channels out, L slots in a tile, V tiles.
 """

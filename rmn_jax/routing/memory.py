@@ -1,5 +1,10 @@
 """Memories: distances to them, the nearest one, their moving average, and statistics of the routing.
 
+How a memory moves in a training step: the step routes with the memories from before it. Each device sums the pooled
+inputs of each unit (``unit_sums``), over microbatches too. The sums of all devices are added, and each memory moves
+once, towards the mean of its unit's inputs in the global batch (``update_memory``, eq. 9). A unit without inputs keeps
+its memory. No gradient flows into memories. ``rmn_jax.training.step`` does this.
+
 Pure functions on arrays; no Flax, no state. Axes: B batch, N units, C channels (see ``rmn_jax``).
 """
 

@@ -18,7 +18,9 @@ def test_the_platform_decides_unless_a_backend_is_named(platform, name, monkeypa
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match=r"unknown backend 'lop'; one of \['loop', 'scan', 'tiles'\]"):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'lop'; one of \['loop', 'mosaic', 'scan', 'sliced', 'slots', 'tiles'\]"
+    ):
         backend_name("lop")
 
 

@@ -104,7 +104,7 @@ def test_a_routed_run_resumes_from_its_old_checkpoint(runs, capsys):
     assert checkpoint_names(workdir) == ["step_00000015.phase4", "update_00000010.step4"]
     after = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(after) == 3 and after[:2] == before[:2]
-    assert all(line.keys() == before[0].keys() for line in after)
+    assert all(line.keys() >= before[0].keys() and "update" not in line for line in after)  # newer keys may be added
     # Release 0.1 trained the same five steps; rounding may differ between versions of XLA.
     assert after[2]["train_loss"] == pytest.approx(before[2]["train_loss"], rel=1e-2)
     assert from_json(workdir / "config.json").data.pipeline == "device"
