@@ -42,7 +42,6 @@ class ImageSet(NamedTuple):
       evaluation: the evaluation split.
       fingerprint: as in ``DatasetInfo``.
       folder: where statistics may be stored, or None.
-      notes: a line for people: what was found, and what was passed over; "" says nothing.
     """
 
     name: str
@@ -52,7 +51,6 @@ class ImageSet(NamedTuple):
     evaluation: Source
     fingerprint: str
     folder: Path | None
-    notes: str = ""
 
 
 class ArraySource:

@@ -17,7 +17,6 @@ NAMES = [
     "analyze",
     "table",
     "import",
-    "export",
     "data prepare",
     "data show",
     "data pack",
