@@ -118,7 +118,7 @@ def existing_folders(config: ConfigDict, root: pathlib.Path) -> list[pathlib.Pat
     """Folders in ``root`` with a run of this configuration.
 
     Folder names do not matter: a digest changes when a key gets a new name. Configurations are compared without
-    ``FREE_KEYS``. A stored one is brought up to date first: renamed keys are mapped, missing keys get their defaults.
+    ``FREE_KEYS``. In a stored one, renamed keys are mapped and missing keys get their defaults first.
     """
     same = []
     for path in sorted(root.glob(f"*/{CONFIG_FILE}")):

@@ -38,7 +38,7 @@ interpret: Any = None
 
 
 def available() -> bool:
-    """Whether this version of JAX has all that the kernels use. Earlier versions lower them wrongly."""
+    """Whether this version of JAX has the features that the kernels use. Earlier versions lower the kernels wrongly."""
     return jax.__version_info__ >= (0, 11, 2)
 
 
