@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format hooks clean
+.PHONY: help demo test chaos lint format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ demo: $(STAMP) ## train the plain network and the RMN on handwritten digits; tab
 
 test: lint ## check style and types, then run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: $(STAMP) ## kill, signal, edit and fuzz runs for up to 40 minutes; prints one JSON object of counts
+	@JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.chaos
 
 lint: $(STAMP) ## check style and types only
 	$(BIN)/ruff check .

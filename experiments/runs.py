@@ -26,6 +26,7 @@ from rmn_jax.errors import Preempted, UserError
 from rmn_jax.files import write_file
 from rmn_jax.models import build_model
 from rmn_jax.routing import ROUTERS
+from rmn_jax.training.manifest import checkpoint_paths, read_manifest, write_manifest
 from rmn_jax.training.phases import run_training
 from rmn_jax.training.progress import METRICS_FILE, read_metrics
 from rmn_jax.training.run import CONFIG_FILE, Run
@@ -192,6 +193,10 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
     partial = workdir / "checkpoints.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(stem / "checkpoints", partial)
+    for position, path in checkpoint_paths(partial).items():  # they now belong to a run of this configuration
+        manifest = read_manifest(path, position)
+        record = {**manifest.get("record", {}), CONFIG_FILE: configuration.binding(config)}
+        write_manifest(path, position, record, manifest["leaves"])
     partial.rename(workdir / "checkpoints")
 
 

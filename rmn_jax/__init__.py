@@ -30,7 +30,34 @@ Where to find what:
     cli        the command line ``rmn``
     config     every key of a configuration, with its default
     files      atomic writes
+    api        the public names of ``import rmn_jax``
     errors     the exceptions that the command line shows as one line
 """
 
 __version__ = "0.2.0"
+
+# The names of ``rmn_jax.api``, loaded on first use: the command line's help must not import JAX.
+_PUBLIC = (
+    "RMN",
+    "convert",
+    "create_backbone",
+    "export_run",
+    "extract_features",
+    "init",
+    "initialise_memories",
+    "load_exported",
+    "load_trained",
+    "register_backbone",
+)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("rmn_jax.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from rmn_jax import ops, routing
 from rmn_jax.errors import UserError
+from rmn_jax.files import read_object
 from rmn_jax.models import ATTENTIONS, BACKBONES, create_backbone, parse_stages
 from rmn_jax.models.build import CONFIG_OPTIONS, backbone_options, option_names
 from rmn_jax.ops.choose import RENAMED_BACKENDS
@@ -89,6 +90,8 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.data.image_size = 0  # pixels; 0: the size of the data set's images
     config.data.augment = "crop_flip"  # none, crop, crop_flip, resized_crop_flip
     config.data.crop_padding = 4
+    config.data.mean = ""  # of each channel in 0..1, as "0.485,0.456,0.406"; "": of the training images
+    config.data.std = ""  # likewise, the standard deviation
     config.data.pipeline = "auto"  # "device" (all images in device memory) or "stream"; auto chooses by size
     config.data.workers = 2  # processes that decode streamed images; 0 decodes in the main process
     config.data.skip_corrupt = 0  # how many unreadable images to skip before giving up
@@ -156,7 +159,7 @@ def misfit(config: ConfigDict) -> str:
         if key not in found:
             return f"config.{key} is missing."
         value, kind = found[key], type(default)
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        if not _fits(value, kind):
             return f"config.{key} is {value!r}; it must be {_KINDS[kind]}."
     return ""
 
@@ -209,6 +212,7 @@ def validate(config: ConfigDict, device_count: int) -> None:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         check(value in choices, f"config.{key} is {value!r}; use one of {', '.join(sorted(choices))}.{hint}")
 
+    _check_sizes(config)
     one_of("method", ("rmn", "plain"))
     one_of("model.backbone", BACKBONES)
     one_of("model.attention", ATTENTIONS)
@@ -261,6 +265,18 @@ def validate(config: ConfigDict, device_count: int) -> None:
     check(config.eval_every_epochs >= 1, "config.eval_every_epochs must be 1 or more.")
 
 
+# Far above what any run uses, and far below what overflows or fills the memory before an error can be told.
+_LARGEST = {"seed": 2**32 - 1, "model.width": 2**14, "model.num_units": 2**16, "data.image_size": 2**14}
+_LARGEST_OTHER = 2**31 - 1
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    for key, value in flatten(config).items():
+        largest = _LARGEST.get(key, _LARGEST_OTHER)
+        if isinstance(value, int) and value > largest:
+            raise UserError(f"config.{key} is {str(value)[:30]}; it must be {largest} or less.")
+
+
 def _check_reals(config: ConfigDict) -> None:
     """Raises UserError for a rate or weight out of range; NaN is out of every range."""
     values = flatten(config)
@@ -299,23 +315,58 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
+def from_dict(stored: dict[str, Any], source: str) -> ConfigDict:
+    """A stored configuration, also of an earlier release: new keys get their defaults, renamed ones are mapped.
+
+    Raises:
+      UserError: it is not a configuration; ``source`` is where it is from.
+    """
+    config = default_config()
+    try:
+        config.update(_with_new_names(stored))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{source} is not a run's configuration: {explain(error)}") from None
+    wrong = misfit(config)
+    if wrong:
+        raise UserError(f"{source} is not a run's configuration: {wrong}")
+    return config
+
+
 def from_json(path: pathlib.Path) -> ConfigDict:
     """Reads a stored configuration, also of an earlier release: new keys get their defaults, renamed ones are mapped.
 
     Raises:
       UserError: no such file, or not a configuration.
     """
-    config = default_config()
     try:
-        config.update(_with_new_names(json.loads(path.read_text())))
+        stored = read_object(path)
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no run (no {path.name}); give the folder of `rmn train`.") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is not a run's configuration: {explain(error)}") from None
-    wrong = misfit(config)
+    except ValueError as error:
+        raise UserError(f"{path} {error}; put the file of the run back.") from None
+    wrong = _wrong_type(stored)
     if wrong:
         raise UserError(f"{path} is not a run's configuration: {wrong}")
-    return config
+    return from_dict(stored, str(path))
+
+
+def _wrong_type(stored: dict[str, Any], known: dict[str, Any] | None = None, before: str = "config.") -> str:
+    """The first stored value of another type than the default's, as one line; unknown keys are left to ``misfit``."""
+    for key, default in (known or default_config().to_dict()).items():
+        value = stored.get(key, default)
+        if isinstance(default, dict) and isinstance(value, dict):
+            inside = _wrong_type(value, default, f"{before}{key}.")
+            if inside:
+                return inside
+        elif isinstance(default, dict):
+            return f"{before}{key} is {value!r}; it must be a section."
+        elif not _fits(value, type(default)):
+            return f"{before}{key} is {value!r}; it must be {_KINDS[type(default)]}."
+    return ""
+
+
+def _fits(value: Any, kind: type) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float) if kind is float else kind)
 
 
 def _with_new_names(stored: dict[str, Any]) -> ConfigDict:
@@ -345,6 +396,12 @@ def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
         for key in sorted(a.keys() | b.keys())
         if a.get(key) != b.get(key)
     ]
+
+
+def adopt_normalisation(config: ConfigDict, stored: ConfigDict) -> None:
+    """Takes over the normalisation of a stored run where a page leaves it open: imported weights bring their own."""
+    if not (config.data.mean or config.data.std):
+        config.data.mean, config.data.std = stored.data.mean, stored.data.std
 
 
 def binding(config: ConfigDict) -> dict[str, Any]:

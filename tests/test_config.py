@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rmn_jax.cli.pages import load_config
 from rmn_jax.config import default_config, flatten, from_json, to_json, validate
 from rmn_jax.errors import UserError
 
@@ -85,3 +86,10 @@ def test_accumulation_mixup_average_and_smoothing_go_together():
 def test_accumulation_mixup_average_and_smoothing_are_off_by_default():
     config = default_config()
     assert (config.accumulation, config.mixup, config.ema, config.label_smoothing) == (1, 0, 0, 0)
+
+
+def test_a_page_may_return_a_frozen_configuration(tmp_path):
+    page = tmp_path / "page.py"
+    lines = ["from ml_collections import FrozenConfigDict", "from rmn_jax.config import default_config"]
+    page.write_text("\n".join([*lines, "get_config = lambda: FrozenConfigDict(default_config())"]))
+    assert load_config(str(page), ["--config.epochs=50"]).epochs == 50

@@ -36,7 +36,7 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def load_chart(epochs: Sequence[int], load: np.ndarray) -> str:
-    """Stacked bars of the units' shares at one stage: a column for each epoch, unit 1 at the top.
+    """Stacked bars of the units' shares at one stage: a column for each epoch, unit 0 at the top.
 
     Args:
       epochs: E numbers.
@@ -125,7 +125,7 @@ def _columns(grid: _Grid, dead: np.ndarray) -> list[str]:
     for unit, is_dead in enumerate(dead):
         middle = _number(grid.x(unit) + grid.cell / 2)
         cross = f'<tspan x="{middle}" dy="12">✕</tspan><title>dead unit</title>' if is_dead else ""
-        parts.append(f'<text class="column{" dead" if is_dead else ""}" x="{middle}" y="13">{unit + 1}{cross}</text>')
+        parts.append(f'<text class="column{" dead" if is_dead else ""}" x="{middle}" y="13">{unit}{cross}</text>')
     return parts
 
 
@@ -169,7 +169,7 @@ def shorten(name: str, longest: int = 17) -> str:
 
 
 def _shares(title: str, share: np.ndarray) -> str:
-    return "\n".join([title, *(f"unit {unit + 1}: {part:.1%}" for unit, part in enumerate(share) if part > 0)])
+    return "\n".join([title, *(f"unit {unit}: {part:.1%}" for unit, part in enumerate(share) if part > 0)])
 
 
 def _text_width(text: str) -> float:

@@ -59,8 +59,11 @@ def draw(
     path: pathlib.Path,
     title: str,
     stages: Sequence[int] | None = None,
+    other: np.ndarray | None = None,
 ) -> pathlib.Path:
     """Draws a PNG: a column for each stage, a row for each memory with the unit's share and its nearest images.
+
+    A dashed frame marks an image that goes to another unit, as on the page.
 
     Args:
       nearest: what to show.
@@ -68,6 +71,7 @@ def draw(
       path: the file; its folder is created if absent.
       title: of the figure.
       stages: numbers of the stages; None is 1, 2, ..
+      other: [S, N, T] bool, the images to mark; None marks none.
 
     Returns:
       ``path``.
@@ -89,9 +93,10 @@ def draw(
                 axis.imshow(images[int(nearest.position[stage, unit, rank])], interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
+                marked = other is not None and bool(other[stage, unit, rank])
                 for side in axis.spines.values():
-                    side.set_visible(False)
-            label = f"unit {unit + 1}\n" + (f"{share[unit]:.0%}" if nearest.load[stage, unit] else "dead")
+                    side.set(visible=marked, linestyle=(0, (2, 1.5)), linewidth=1, color="red")
+            label = f"unit {unit}\n" + (f"{share[unit]:.0%}" if nearest.load[stage, unit] else "dead")
             axes[unit, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

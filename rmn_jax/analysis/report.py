@@ -41,16 +41,22 @@ def write(study: Study, folder: pathlib.Path) -> dict[str, Any]:
         figures / "memories.png",
         f"{study.title}: images nearest to each memory",
         study.stages,
+        study.other,
     )
     page = figures / "report.html"
     write_file(page, to_html(study))
     results = stage_results(study)
     with_images = [
-        result | {"nearest": position.tolist(), "distance": distance.tolist()}
+        result | {"nearest": position.tolist(), "images": _names(study, position), "distance": distance.tolist()}
         for result, position, distance in zip(results, study.nearest.position, study.nearest.distance, strict=True)
     ]
     write_file(folder / "routing.json", json.dumps({"stages": with_images}, indent=1) + "\n")
     return {"figures": [str(figure), str(page)], "stages": results}
+
+
+def _names(study: Study, position: np.ndarray) -> list[list[str]]:
+    names = study.names or {}
+    return [[names.get(int(at), f"image {at}") for at in row] for row in position]
 
 
 def to_html(study: Study) -> str:
@@ -126,7 +132,7 @@ def _loads(study: Study) -> str:
         return '<section id="loads"><h2>Load over training</h2><p>The run has no routed epochs yet.</p></section>'
     epochs = [epoch for epoch, _ in study.history]
     load = np.stack([load for _, load in study.history])
-    legend = "".join(f"<span>{_swatch(unit)}unit {unit + 1}</span>" for unit in range(load.shape[2]))
+    legend = "".join(f"<span>{_swatch(unit)}unit {unit}</span>" for unit in range(load.shape[2]))
     charted = "".join(_load_figure(epochs, load[:, i], study.number(i)) for i in range(load.shape[1]))
     return (
         '<section id="loads"><h2>Load over training</h2>'
@@ -138,9 +144,7 @@ def _loads(study: Study) -> str:
 def _load_figure(epochs: list[int], load: np.ndarray, number: int) -> str:
     last = load[-1] / max(1, load[-1].sum())
     middle = 100 * (np.cumsum(last) - last / 2)
-    ends = "".join(
-        f'<span style="top: {middle[unit]:.1f}%">{unit + 1}</span>' for unit in np.flatnonzero(last >= 0.055)
-    )
+    ends = "".join(f'<span style="top: {middle[unit]:.1f}%">{unit}</span>' for unit in np.flatnonzero(last >= 0.055))
     dead = np.flatnonzero(load[-1] == 0)
     note = f'<span class="warn">dead: {_units(dead)}</span>' if len(dead) else ""
     return (
@@ -192,11 +196,11 @@ def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
             '<p class="warn">dead unit</p>'
             '<p class="soft">It receives no images. Those shown are nearest to its memory.</p>'
         )
-        head = f'<h3>{_swatch(unit)}Unit {unit + 1}</h3><span class="share">0%</span>'
+        head = f'<h3>{_swatch(unit)}Unit {unit}</h3><span class="share">0%</span>'
     else:
         told = f'<ol class="classes">{_top_classes(study, counts, unit)}</ol>'
         head = (
-            f'<h3>{_swatch(unit)}Unit {unit + 1}</h3><span class="share">{share:.1%}</span> '
+            f'<h3>{_swatch(unit)}Unit {unit}</h3><span class="share">{share:.1%}</span> '
             f'<span class="soft">{load[unit]:,} images</span>'
         )
     return (
@@ -211,8 +215,8 @@ def _image(study: Study, position: int, stage: int, unit: int, distance: float) 
     name = study.class_names[study.label[row]]
     other = path[stage] != unit and study.nearest.load[stage, unit] > 0
     title = (
-        f"{name}\nimage {position}, distance {distance:.3g} from the memory of unit {unit + 1}\n"
-        f"units at stages 1 to {len(path)}: {' → '.join(str(chosen + 1) for chosen in path)}"
+        f"{name}\nimage {position}, distance {distance:.3g} from the memory of unit {unit}\n"
+        f"units at stages 1 to {len(path)}: {' → '.join(str(chosen) for chosen in path)}"
     )
     return (
         f'<img src="{charts.data_uri(study.images[position])}" alt="{escape(name)}" title="{escape(title)}" '
@@ -258,5 +262,5 @@ def _bar(share: float, unit: int | None = None) -> str:
 
 
 def _units(units: Iterable[int]) -> str:
-    """Unit numbers as text, for example ``unit 1, unit 3``."""
-    return ", ".join(f"unit {unit + 1}" for unit in units)
+    """Unit numbers as text, for example ``unit 0, unit 2``."""
+    return ", ".join(f"unit {unit}" for unit in units)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from rmn_jax import config as configuration
+from rmn_jax import data
 from rmn_jax.analysis import measures, memories
 from rmn_jax.data.augmentation import centre_crop
 from rmn_jax.training.extraction import Views, extract, views_of_an_image
@@ -37,6 +38,7 @@ class Study(NamedTuple):
       stages: numbers of the routed stages, for names; S counts only these. Empty means 1 to S.
       views: for each stage, how many of a training image's augmented views go to one unit; empty if not known.
       churn: for each evaluation of phase 4 but the first, its epoch and the churn of each stage.
+      names: of the nearest images, by position in the split: a file, or a split and record number; None if not known.
     """
 
     title: str
@@ -54,10 +56,19 @@ class Study(NamedTuple):
     stages: tuple[int, ...] = ()
     views: tuple[Views, ...] = ()
     churn: tuple[tuple[int, list[float]], ...] = ()
+    names: dict[int, str] | None = None
 
     def number(self, stage: int) -> int:
         """The number, in the network, of the routed stage with this index."""
         return self.stages[stage] if self.stages else stage + 1
+
+    @property
+    def other(self) -> np.ndarray:
+        """[S, N, T] bool: the nearest images that go to another unit, except those of dead units, which have none."""
+        stages, units, _ = self.nearest.position.shape
+        rows = np.searchsorted(self.position, self.nearest.position)
+        chosen = self.assignment[np.arange(stages)[:, None, None], rows]
+        return (chosen != np.arange(units)[None, :, None]) & (self.nearest.load > 0)[..., None]
 
 
 def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
@@ -101,6 +112,7 @@ def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
         history=[(line["epoch"], np.array(line["load"])) for line in routed_lines],
         views=tuple(views_of_an_image(run, state.eval_variables)),
         churn=tuple((line["epoch"], line["churn"]) for line in routed_lines if line.get("churn")),
+        names=_names(run, nearest.position, split),
     )
 
 
@@ -136,6 +148,12 @@ def read_images(run: Run, positions: np.ndarray, split: str = "eval") -> SplitIm
         edges.append(measures.edge_energy(images))
         shown.update({int(at): image for at, image in zip(index[mask], images, strict=True) if int(at) in wanted})
     return SplitImages(np.concatenate(colour), np.concatenate(edges), shown)
+
+
+def _names(run: Run, positions: np.ndarray, split: str) -> dict[int, str]:
+    image_set = data.open_images(run.config.data)
+    source = image_set.train if split == "train" else image_set.evaluation
+    return {int(position): source.describe(int(position)) for position in np.unique(positions)}
 
 
 def stage_results(found: Study) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Arguments that several commands have, and their types."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +41,10 @@ def plainly(message: str) -> str:
 def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds ``--config``."""
     parser.add_argument(
-        "--config", type=filled, required=required, help="a page of configs/, for example configs/digits.py (or :plain)"
+        "--config",
+        type=filled,
+        required=required,
+        help="a Python file, or a page of configs/ by name: digits, digits:plain",
     )
 
 
@@ -61,7 +65,10 @@ def positive(text: str) -> int:
 
 
 def filled(text: str) -> str:
-    """Type of an argument that names a file or folder. Empty text is refused: it would be the current folder."""
+    """Type of an argument that names a file or folder; ``~`` is expanded.
+
+    Empty text is refused: it would be the current folder.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
-    return text
+    return os.path.expanduser(text)

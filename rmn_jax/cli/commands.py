@@ -3,25 +3,27 @@
 Imports of JAX are inside the functions, so that ``rmn --help`` is fast.
 """
 
+import os
+import pathlib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli import bench
+from rmn_jax.cli import bench, exchange, use
 from rmn_jax.cli.arguments import Command, add_config, add_workdir, filled, positive
-from rmn_jax.cli.pages import load_config
+from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
-    add_config(parser)
+    add_config(parser, required=False)
     add_workdir(parser, "the run folder: checkpoints, metrics.jsonl, config.json")
     parser.add_argument("--distributed", action="store_true", help="one process of several: call jax.distributed first")
 
 
 def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn train``: the four phases, or the plain backbone."""
-    config = load_config(arguments.config, overrides)
+    config = _training_config(arguments.config, arguments.workdir, overrides)
     if arguments.distributed:
         _join_processes()
     from rmn_jax.training.phases import run_training
@@ -30,14 +32,38 @@ def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     return run_training(Run(config, arguments.workdir))
 
 
+def _training_config(page: str | None, workdir: str, overrides: Sequence[str]):
+    """The configuration of a page, or without one that of the run in ``workdir``."""
+    import pathlib
+
+    from rmn_jax import config as configuration
+    from rmn_jax.training.run_folder import CONFIG_FILE
+
+    stored = pathlib.Path(workdir) / CONFIG_FILE
+    if page is None:
+        if not stored.exists():
+            raise UserError(f"{workdir} holds no run yet; give --config PAGE, say --config=configs/digits.py.")
+        return with_overrides(configuration.from_json(stored), overrides)
+    config = load_config(page, overrides)
+    if stored.exists():
+        configuration.adopt_normalisation(config, configuration.from_json(stored))
+    return config
+
+
 def _join_processes() -> None:
     """``jax.distributed.initialize``, from the cluster or from JAX_COORDINATOR_ADDRESS and the two variables below."""
-    import os
-
     import jax
 
     def number(variable: str) -> int | None:
-        return int(os.environ[variable]) if variable in os.environ else None
+        text = os.environ.get(variable)
+        if text is not None and not (text.isdecimal() and text.isascii()):
+            raise UserError(
+                f"{variable} is {text!r}; it must be a whole number. For each process set JAX_COORDINATOR_ADDRESS "
+                "(host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+            )
+        return None if text is None else int(text)
+
+    _check_coordinator()
 
     try:
         jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
@@ -48,54 +74,100 @@ def _join_processes() -> None:
         ) from None
 
 
+def _check_coordinator() -> None:
+    """JAX would end in a crash for a port that is no number."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be host:port, with a port from 1 to 65535.")
+
+
 def _eval_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
     parser.add_argument("--split", default="eval", choices=("eval", "train"), help="which images (default: eval)")
+    parser.add_argument(
+        "--data", type=filled, metavar="PATH", help="a folder of class folders, instead of the run's data"
+    )
 
 
 def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn eval``: accuracy and loss of the newest good checkpoint."""
     from rmn_jax.training import loop
-    from rmn_jax.training.run import open_run
 
-    run, state, position = open_run(arguments.workdir)
+    if arguments.data is not None:
+        return _evaluate_folder(arguments, overrides)
+    run, state, position = _open_run(arguments.workdir, overrides)
     result = loop.evaluate(run, state, position.phase.routed, split=arguments.split)
     return {key: result[key] for key in ("top1", "top5", "loss", "examples")}
 
 
-def _predict_arguments(parser: ArgumentParser) -> None:
-    add_workdir(parser)
-    parser.add_argument("--top", type=positive, default=5, help="classes for each image (default: 5)")
-    parser.add_argument("images", type=filled, nargs="+", metavar="IMAGE", help="image files")
-
-
-def predict(arguments: Namespace, overrides: Sequence[str]) -> None:
-    """``rmn predict``: the classes of image files, one JSON object for each file."""
-    import json
+def _evaluate_folder(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """Accuracy on a folder, also by class, and the confusion matrix in ``figures/`` of the run."""
+    import pathlib
     import sys
 
-    from rmn_jax.inference.predict import load_trained, predict_files
+    from rmn_jax.analysis import confusion
+    from rmn_jax.inference.evaluate import evaluate_folder
+    from rmn_jax.inference.predict import load_trained, make_predictor
 
-    trained = load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr))
-    for line in predict_files(trained, arguments.images, arguments.top):
-        print(json.dumps(line), flush=True)
+    if overrides:
+        raise UserError(f"{overrides[0].split('=')[0]} cannot be set with --data PATH, which names the images.")
+    predictor = make_predictor(load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr)))
+    found = evaluate_folder(predictor, arguments.data, arguments.split)
+    files = confusion.write(found.confusion, predictor.class_names, pathlib.Path(arguments.workdir) / "figures")
+    per_class = {
+        name: round(float(share), 6)
+        for name, share in zip(predictor.class_names, found.per_class, strict=True)
+        if share == share  # not NaN: the class has images
+    }
+    examples = int(found.confusion.sum())
+    scores = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "examples": examples}
+    return {**scores, "per_class": per_class, **files}
+
+
+def _open_run(workdir: str, overrides: Sequence[str]):
+    """``open_run`` with other data keys, for data that was moved or another split of it."""
+    import pathlib
+
+    from rmn_jax import config as configuration
+    from rmn_jax.training.run import open_run
+    from rmn_jax.training.run_folder import CONFIG_FILE
+
+    config = None
+    if overrides:
+        config = configuration.from_json(pathlib.Path(workdir) / CONFIG_FILE)
+        for word in overrides:
+            key = word.removeprefix("--config.").partition("=")[0]
+            if not any(key == free or key.startswith(f"{free}.") for free in configuration.FREE_KEYS):
+                raise UserError(
+                    f"--config.{key} belongs to the trained run; only the keys {', '.join(configuration.FREE_KEYS)} "
+                    "can be set here. For other images: rmn eval --data PATH."
+                )
+        config = with_overrides(config, overrides)
+    return open_run(workdir, config)
 
 
 def _analyze_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
     parser.add_argument("--top_k", type=positive, default=8, help="images for each memory (default: 8)")
+    parser.add_argument("--out", type=filled, help="another folder for the results, for a run that is read-only")
 
 
 def analyze(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn analyze``: the memory analysis; a figure, a page and ``routing.json`` in the run folder."""
+    from rmn_jax import files
     from rmn_jax.analysis import report
     from rmn_jax.analysis.study import study
-    from rmn_jax.training.run import open_run
 
-    run, state, position = open_run(arguments.workdir)
+    run, state, position = _open_run(arguments.workdir, overrides)
     if not position.phase.routed:
         raise UserError(f"{arguments.workdir} is not routed (yet): a run has memories from phase 3 on.")
-    return report.write(study(run, state, arguments.top_k), run.workdir)
+    folder = run.workdir if arguments.out is None else pathlib.Path(arguments.out)
+    with files.writing_to(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        return report.write(study(run, state, arguments.top_k), folder)
 
 
 def _table_arguments(parser: ArgumentParser) -> None:
@@ -129,46 +201,16 @@ def table(arguments: Namespace, overrides: Sequence[str]) -> None:
             console.print(note, markup=False)
 
 
-def _import_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--backbone", required=True, help="resnet18, resnet50, vgg16_bn or efficientnet_b0")
-    parser.add_argument("--weights", type=filled, required=True, help="a safetensors file")
-    add_workdir(parser, "the new run folder")
-    parser.add_argument("--num_units", type=positive, help="N: an RMN that goes on with phases 2-4; else a plain run")
-    parser.add_argument("--num_classes", type=positive, default=1000, help="K of the network (default: 1000)")
-    parser.add_argument("--fresh_head", action="store_true", help="initialise the classifier, for other classes")
-    add_config(parser, required=False)
-
-
-def import_weights(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """``rmn import``: pretrained weights as a plain run, or in place of phase 1 of an RMN."""
-    from rmn_jax.interop.pretrained import import_run
-
-    if overrides and arguments.config is None:
-        raise UserError(f"{overrides[0].split('=')[0]} needs --config PAGE, the configuration that it changes.")
-    config = None if arguments.config is None else load_config(arguments.config, overrides)
-    report = import_run(
-        backbone=arguments.backbone,
-        weights=arguments.weights,
-        workdir=arguments.workdir,
-        num_units=arguments.num_units,
-        num_classes=arguments.num_classes,
-        fresh_head=arguments.fresh_head,
-        config=config,
-    )
-    return {
-        "loaded": len(report.loaded),
-        "missing": list(report.missing),
-        "unexpected": list(report.unexpected),
-        "fresh": list(report.fresh),
-        "workdir": arguments.workdir,
-    }
-
-
 def _prepare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("name", help="tiny_imagenet, cifar100 or imagenet2012")
-    parser.add_argument("--source", required=True, help="the published archive, or the folder that holds it")
     parser.add_argument(
-        "--data_dir", default="", help="target folder (default: TFDS_DATA_DIR, or ~/tensorflow_datasets)"
+        "--source", type=filled, required=True, help="the published archive, or the folder that holds it"
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=os.path.expanduser,
+        default="",
+        help="target folder (default: TFDS_DATA_DIR, or ~/tensorflow_datasets)",
     )
 
 
@@ -223,13 +265,12 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "train": Command(
         "train a configuration through all phases; resumes a run that was stopped", train, _train_arguments, True
     ),
-    "eval": Command("evaluate the newest good checkpoint of a run", evaluate, _eval_arguments),
-    "predict": Command("classify image files with a trained run; needs no data set", predict, _predict_arguments),
-    "analyze": Command("show the images nearest to each memory of a run", analyze, _analyze_arguments),
+    "eval": Command("evaluate the newest good checkpoint of a run", evaluate, _eval_arguments, True),
+    "predict": use.PREDICT,
+    "analyze": Command("show the images nearest to each memory of a run", analyze, _analyze_arguments, True),
     "table": Command("parameters and multiply-adds of all networks beside the paper's", table, _table_arguments),
-    "import": Command(
-        "start a run from pretrained weights (torchvision's or timm's names)", import_weights, _import_arguments, True
-    ),
+    "import": exchange.IMPORT,
+    "export": exchange.EXPORT,
     "data": (
         "prepare and show data sets",
         {

@@ -40,7 +40,7 @@ def image_size(data: bytes) -> tuple[int, int]:
             return image.height, image.width
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"it is too large ({error})") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # Pillow's plug-ins raise many kinds for a damaged or rare file
         raise UnreadableImage(f"it is not an image ({len(data)} bytes)") from error
 
 
@@ -121,7 +121,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as in ``image_size``
         raise UnreadableImage(f"it cannot be decoded ({error})") from error
 
 

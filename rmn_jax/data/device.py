@@ -91,6 +91,7 @@ class DeviceDataset:
         placement: Placement,
     ):
         self.info = info
+        self.notes = ""
         self.steps_per_epoch = info.train_examples // sizes.train
         self._sizes, self._seed = sizes, seed
         self._placement = placement

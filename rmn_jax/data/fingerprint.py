@@ -28,7 +28,7 @@ def of_files(paths: Iterable[Path], relative_to: Path, read_tails: bool = True) 
     digest = hashlib.sha256()
     for path in sorted(paths):
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(relative_to).as_posix()}\0{size}\0".encode())
+        digest.update(f"{path.relative_to(relative_to).as_posix()}\0{size}\0".encode(errors="surrogateescape"))
         if read_tails:
             with path.open("rb") as file:
                 file.seek(max(0, size - _TAIL_BYTES))

@@ -50,7 +50,7 @@ def load(
     placement = Placement(sharding)
     placement.check_batch_size("batch_size", batch_size)
     placement.check_batch_size("eval_batch_size", eval_batch_size)
-    image_set = first_classes(open_image_set(config_data), config_data.classes)
+    image_set = open_images(config_data)
     _check_splits(image_set, batch_size)
     image_shape = _network_shape(config_data, image_set)
     pipeline = choose_pipeline(config_data, image_set, image_shape)
@@ -60,17 +60,70 @@ def load(
         # Imported here: Grain is slow to import, and only this pipeline needs it.
         from rmn_jax.data.stream import StreamDataset
 
-        info = _dataset_info(image_set, image_shape, _streamed_statistics(image_set, image_shape, config_data), True)
-        return StreamDataset(info, image_set, config_data, sizes, seed, placement, skipped)
+        computed = statistics.given(config_data) or _streamed_statistics(image_set, image_shape, config_data)
+        info = _dataset_info(image_set, image_shape, computed, True)
+        return _with_notes(StreamDataset(info, image_set, config_data, sizes, seed, placement, skipped), image_set)
     splits = _load_splits(image_set, stored_shape(config_data.augment, image_shape), skipped)
-    info = _dataset_info(image_set, image_shape, _stored_statistics(image_set, splits["train"]), False)
-    return DeviceDataset(info, splits, sizes, seed, placement)
+    computed = statistics.given(config_data) or _stored_statistics(image_set, splits["train"])
+    info = _dataset_info(image_set, image_shape, computed, False)
+    return _with_notes(DeviceDataset(info, splits, sizes, seed, placement), image_set)
+
+
+def _with_notes(dataset: Dataset, image_set: ImageSet) -> Dataset:
+    info = dataset.info
+    numbers = f"{info.num_classes} classes, {info.train_examples} training and {info.eval_examples} evaluation images"
+    dataset.notes = image_set.notes or f"{info.name}: {numbers}"
+    return dataset
+
+
+def open_images(config_data) -> ImageSet:
+    """The images of the data set that ``config_data`` names, not decoded, with the classes that it selects.
+
+    Raises:
+      UserError: as ``load``.
+    """
+    return first_classes(open_image_set(config_data), config_data.classes)
+
+
+def describe(config_data) -> DatasetInfo:
+    """The facts about a data set without decoding it; ``config_data`` must give its mean and standard deviation.
+
+    Raises:
+      UserError: as ``load``, or no mean and standard deviation.
+    """
+    _check_config(config_data)
+    image_set = open_images(config_data)
+    image_shape = _network_shape(config_data, image_set)
+    streamed = choose_pipeline(config_data, image_set, image_shape) == "stream"
+    return _dataset_info(image_set, image_shape, _given(config_data), streamed)
+
+
+def placeholder(config_data, class_names: tuple[str, ...]) -> DatasetInfo:
+    """Facts about a data set that is not here: its fingerprint is empty, its numbers of examples are 0.
+
+    Raises:
+      UserError: no ``image_size`` (it is that of the images), or no mean and standard deviation.
+    """
+    _check_config(config_data)
+    size = config_data.image_size
+    if not size:
+        raise UserError(f"The data set {config_data.name} is not here; set config.data.image_size, for example to 224.")
+    mean, std = _given(config_data)
+    return DatasetInfo(config_data.name, len(class_names), (size, size, 3), class_names, mean, std, 0, 0, "")
+
+
+def _given(config_data) -> statistics.Statistics:
+    given = statistics.given(config_data)
+    if given is None:
+        raise UserError("config.data.mean and config.data.std are empty; set both.")
+    return given
 
 
 def _check_config(config_data) -> None:
     if config_data.pipeline not in PIPELINES:
         raise UserError(f"config.data.pipeline is {config_data.pipeline!r}; use one of {', '.join(PIPELINES)}.")
     check_augmentation(config_data)
+    statistics.given(config_data)
     for key in ("image_size", "workers"):
         if config_data[key] < 0:
             raise UserError(f"config.data.{key} is {config_data[key]}; it must be 0 or more.")

@@ -1,5 +1,6 @@
 """Opens the data set that ``config.data.name`` names, without decoding it."""
 
+import os
 from collections.abc import Callable
 
 from rmn_jax.data import digits, fingerprint, folder
@@ -28,7 +29,7 @@ def _open_tfds(config_data) -> ImageSet:
     # Imported here: tensorflow_datasets takes a second to import, and digits and folders do not need it.
     from rmn_jax.data import tfds_source
 
-    return tfds_source.open_image_set(config_data.name, config_data.data_dir)
+    return tfds_source.open_image_set(config_data.name, os.path.expanduser(config_data.data_dir))
 
 
 _OPENERS: dict[str, Callable[..., ImageSet]] = {

@@ -49,10 +49,13 @@ def stored_shape(augment: str, image_shape: tuple[int, int, int]) -> tuple[int, 
 
 
 def normalise(images: jax.Array, info: DatasetInfo) -> jax.Array:
-    """Normalises 0..255 to mean 0 and variance 1 of each channel over the training split, in float32."""
+    """Normalises 0..255 to mean 0 and variance 1 of each channel over the training split, in float32.
+
+    A channel without variation becomes 0.
+    """
     mean = jnp.asarray(info.mean, jnp.float32) * 255
     std = jnp.asarray(info.std, jnp.float32) * 255
-    return (images.astype(jnp.float32) - mean) / std
+    return (images.astype(jnp.float32) - mean) / jnp.where(std > 0, std, 1)
 
 
 def make_preprocess(config_data, info: DatasetInfo) -> Preprocess:

@@ -42,6 +42,7 @@ class ImageSet(NamedTuple):
       evaluation: the evaluation split.
       fingerprint: as in ``DatasetInfo``.
       folder: where statistics may be stored, or None.
+      notes: a line for people: what was found, and what was passed over; "" says nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ImageSet(NamedTuple):
     evaluation: Source
     fingerprint: str
     folder: Path | None
+    notes: str = ""
 
 
 class ArraySource:

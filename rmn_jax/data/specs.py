@@ -71,10 +71,12 @@ class Dataset(Protocol):
     Attributes:
       info: facts about the data set.
       steps_per_epoch: training batches in an epoch; the remainder of the training split is dropped.
+      notes: a line for people: numbers of classes and images, and what was passed over, by reason.
     """
 
     info: DatasetInfo
     steps_per_epoch: int
+    notes: str
 
     def train_batch(self, step: int) -> Batch:
         """The training batch of ``step``, counted over all epochs: a function of (seed, step)."""

@@ -1,16 +1,22 @@
 """Mean and standard deviation of each channel, computed from the training images."""
 
 import contextlib
+import hashlib
 import json
+import logging
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rmn_jax.errors import UserError
-from rmn_jax.files import write_file
+from rmn_jax.files import read_object, write_file
 
-_FILE = "rmn_statistics.json"
+FILE = "rmn_statistics.json"
+
+_log = logging.getLogger(__name__)
 
 # Images that the stream pipeline reads; this takes half a minute on a few cores. The error of the mean is about 0.001:
 # the images' means have a standard deviation of about 0.15, divided by the root of 20,000. The device pipeline counts
@@ -19,6 +25,41 @@ SAMPLE = 20_000
 
 # Mean and standard deviation, one value for each channel, in 0..1.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def given(config_data) -> Statistics | None:
+    """The mean and standard deviation of ``config_data.mean`` and ``.std``; None if both are empty.
+
+    Raises:
+      UserError: only one of them is set, or one is not three finite numbers; a deviation must be above 0.
+    """
+    if not (config_data.get("mean") or config_data.get("std")):
+        return None
+    for key in ("mean", "std"):
+        if not config_data[key]:
+            raise UserError(f"config.data.{key} is empty; set config.data.mean and config.data.std both, or neither.")
+    mean, std = _three_numbers(config_data, "mean"), _three_numbers(config_data, "std")
+    if min(std) <= 0:
+        raise UserError(f"config.data.std is {config_data.std!r}; each deviation must be above 0.")
+    return mean, std
+
+
+def _three_numbers(config_data, key: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in config_data[key].split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise UserError(
+            f"config.data.{key} is {config_data[key]!r}; it must be three numbers, one for each channel in 0..1, "
+            'for example "0.485,0.456,0.406".'
+        )
+    return numbers
+
+
+def to_text(values: Iterable[float]) -> str:
+    """Three numbers as the text of ``config.data.mean``."""
+    return ",".join(f"{value:.9g}" for value in values)
 
 
 def compute(chunks: Iterable[np.ndarray]) -> Statistics:
@@ -52,15 +93,40 @@ def load_or_compute(folder: Path | None, key: str, compute_now: Callable[[], Sta
     """
     if folder is None:
         return compute_now()
-    path = folder / _FILE
+    path = folder / FILE
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError):
+        stored = read_object(path)
+    except (FileNotFoundError, ValueError):
         stored = {}
+    known = _checked(stored.get(key))
+    if known is not None:
+        return known
     if key in stored:
-        return tuple(stored[key]["mean"]), tuple(stored[key]["std"])
+        _log.warning("%s: the statistics of %s are damaged; they are computed again.", path, key)
     mean, std = compute_now()
-    stored[key] = {"mean": mean, "std": std}
+    stored[key] = {"mean": mean, "std": std, "digest": _digest(mean, std)}
+    if path.exists() and not path.is_file():
+        return mean, std  # a pipe would wait for a reader
     with contextlib.suppress(OSError):
         write_file(path, json.dumps(stored, indent=1))
     return mean, std
+
+
+def _checked(entry: Any) -> Statistics | None:
+    """A stored entry as statistics; None if it is none, or was edited. Entries of release 0.2 have no digest."""
+    if not isinstance(entry, dict):
+        return None
+    values = [entry.get(name) for name in ("mean", "std")]
+    for value in values:
+        if not isinstance(value, list) or not value:
+            return None
+        if not all(type(number) in (int, float) and 0 <= number <= 1 for number in value):
+            return None
+    mean, std = (tuple(map(float, value)) for value in values if isinstance(value, list))
+    if entry.get("digest", _digest(mean, std)) != _digest(mean, std):
+        return None
+    return mean, std
+
+
+def _digest(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    return hashlib.blake2b(repr((mean, std)).encode(), digest_size=8).hexdigest()

@@ -1,7 +1,10 @@
 """The stream pipeline: Grain's threads or worker processes decode uint8 batches ahead of the one in use."""
 
+import contextlib
 import gc
+import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -13,7 +16,8 @@ from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.data.skipping import SkippedExamples
 from rmn_jax.data.sources import ImageSet
 from rmn_jax.data.specs import Batch, BatchSizes, DatasetInfo
-from rmn_jax.data.worker import Chunk, ChunkGrid, EvaluationChunks, TrainChunks, concatenate
+from rmn_jax.data.worker import Chunk, ChunkGrid, EvaluationChunks, TrainChunks, concatenate, start_worker
+from rmn_jax.errors import UserError
 
 # Batches ahead of the one in use: one is ready, the next is being decoded.
 _BATCHES_AHEAD = 2
@@ -40,6 +44,7 @@ class StreamDataset:
         skipped: SkippedExamples,
     ):
         self.info = info
+        self.notes = ""
         self.steps_per_epoch = info.train_examples // sizes.train
         self._sources = {"train": image_set.train, "eval": image_set.evaluation}
         self._sizes = sizes
@@ -52,11 +57,12 @@ class StreamDataset:
 
     def train_batch(self, step: int) -> Batch:
         """See ``specs.Dataset``. Fast if called in order; any other step restarts the stream."""
-        if self._stream is None or step != self._next_step:
+        starts = self._stream is None or step != self._next_step
+        if self._stream is None or starts:
             self._stop()
             self._stream = self._train_stream(step)
         self._next_step = step + 1
-        return self._to_devices(next(self._stream), self._sizes.train)
+        return self._to_devices(self._next(self._stream, starts), self._sizes.train)
 
     def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
         """See ``specs.Dataset``."""
@@ -65,8 +71,8 @@ class StreamDataset:
         chunks = EvaluationChunks(source, grid, self.info.num_classes, self._stored_shape)
         stream = self._start(chunks, grid)
         try:
-            for chunk in stream:
-                yield self._to_devices(chunk, batch_size)
+            for batch in range(grid.num_batches):
+                yield self._to_devices(self._next(stream, starts=batch == 0), batch_size)
         finally:
             self._close(stream)
 
@@ -98,9 +104,16 @@ class StreamDataset:
             if not flags.FLAGS.is_parsed():  # Grain reads absl flags, also in a program that does not parse them
                 flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
+                worker_init_fn=start_worker,
             )
         return iter(stream)
+
+    def _next(self, stream: Iterator[Chunk], starts: bool) -> Chunk:
+        """The next batch of a stream. The first one ``starts`` the workers."""
+        held = _signals_held() if starts and self._workers else contextlib.nullcontext()
+        with held, _explained():
+            return next(stream)
 
     def _to_devices(self, chunk: Chunk, batch_size: int) -> Batch:
         for problem in chunk.problems:
@@ -124,3 +137,39 @@ class StreamDataset:
             # Grain's iterators are in reference cycles. Their last batches use shared memory until they are collected.
             del close, stream
             gc.collect()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that start within this context never see a signal to stop: the main process saves and ends them."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        # The first worker would start this process, which would lift the block of two of the signals.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, held)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns the end of a worker, or shared memory that is full, into a UserError."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and "terminated unexpectedly" not in text:
+            raise
+        ended = {
+            "-7": " with SIGBUS: shared memory (/dev/shm) is full. Give it more (docker run --shm-size=1g)",
+            "-9": " with SIGKILL, most often because memory is full. Lower config.data.workers",
+        }
+        code = text.partition("exit code ")[2].split(".")[0]
+        if isinstance(error, OSError):
+            ended[code] = f": {error.strerror} (shared memory, /dev/shm, may be full). Give it more"
+        raise UserError(
+            f"a process that decodes images ended{ended.get(code, f' with exit code {code}. Start again')}, "
+            "or set config.data.workers=0 to decode in this process; the run goes on from its last checkpoint."
+        ) from None

@@ -45,6 +45,7 @@ def first_classes(image_set: ImageSet, classes: int) -> ImageSet:
         train=_subset(image_set.train, classes, known),
         evaluation=_subset(image_set.evaluation, classes, known),
         fingerprint=f"{image_set.fingerprint}-first-{classes}",
+        notes="",
     )
 
 

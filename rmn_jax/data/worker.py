@@ -1,5 +1,10 @@
 """The work of the stream pipeline's workers: read, decode, crop. A pure function of the position in the stream."""
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +16,22 @@ from rmn_jax.data.sources import Source
 
 # Examples that a worker reads and decodes at a time: enough to read in bulk, few enough to spread a batch over workers.
 CHUNK = 16
+
+
+def start_worker(index: int, count: int) -> None:
+    """Prepares a worker process: it ignores signals to stop, and ends with its parent, however the parent ends."""
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        assert parent is not None
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class Chunk(NamedTuple):

@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from rmn_jax.models import efficientnet, vgg
 
+# Normalisation of the images that published weights of both libraries were trained on: of each channel in 0..1.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 Path = tuple[str, ...]
 Namer = Callable[[Path], str]
 

@@ -109,6 +109,64 @@ def load_torch_weights(
     return jax.tree_util.tree_map_with_path(lambda key, leaf: arrays.get(_names(key), leaf), variables), report
 
 
+def to_torchvision(variables: dict[str, Any], backbone_name: str) -> dict[str, np.ndarray]:
+    """The variables of a plain network under torchvision's names and in PyTorch's layout, with batch counters of 0.
+
+    Raises:
+      UserError: torchvision does not have this backbone.
+    """
+    if backbone_name not in NAMERS:
+        raise UserError(f"torchvision has no {backbone_name!r}; it has {', '.join(sorted(NAMERS))}.")
+    arrays: dict[str, np.ndarray] = {}
+    for leaf in _leaves(backbone_name, "torchvision", variables):
+        collection, *path = leaf.path
+        value = variables[collection]
+        for key in path:
+            value = value[key]
+        arrays[leaf.source] = _in_torch_layout(np.asarray(value, np.float32), leaf)
+        if path[-1] == "mean":
+            arrays[leaf.source.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
+    return arrays
+
+
+def _in_torch_layout(array: np.ndarray, leaf: _Leaf) -> np.ndarray:
+    """The inverse of ``_converted``."""
+    if _follows_feature_map(leaf):
+        side = round((leaf.shape[0] / 512) ** 0.5)
+        array = array.reshape(side, side, 512, leaf.shape[1]).transpose(3, 2, 0, 1).reshape(leaf.shape[1], -1)
+    elif array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif array.ndim == 2:
+        array = array.T
+    return np.ascontiguousarray(array)
+
+
+def classes_in_file(path: str | pathlib.Path, backbone_name: str) -> int | None:
+    """The number of classes of a weights file, from its last linear layer; None if that is not found."""
+    for namer in NAMERS.get(backbone_name, {}).values():
+        shape = _shapes(path).get(f"{namer(CLASSIFIER[backbone_name])}.weight")
+        if shape:
+            return shape[0]
+    return None
+
+
+def fits_in_shape(path: str | pathlib.Path, backbone_name: str, shapes: dict[str, Any], fresh_head: bool) -> bool:
+    """Whether all names and shapes of a file are those of a network, given by the shapes of its variables."""
+    stored = _shapes(path)
+    naming, leaves = _best_naming(backbone_name, shapes, stored)
+    _, report = _match(leaves, stored, naming, CLASSIFIER[backbone_name], fresh_head)
+    return bool(report.loaded) and not (report.missing or report.unexpected or report.misshaped)
+
+
+def _shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors; empty if it cannot be read, which ``load_torch_weights`` explains."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _header(file)[0]
+    except (SafetensorError, OSError):
+        return {}
+
+
 def _header(file) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The shapes of the file's tensors and their full names, both by name without the prefix ``module.``.
 
@@ -202,7 +260,7 @@ def _converted(tensor: jax.Array, leaf: _Leaf) -> np.ndarray:
 
 def _check(report: ImportReport, path, backbone_name: str, shapes, strict: bool) -> None:
     """Raises UserError if the file does not match the network."""
-    if not report.loaded:
+    if not report.loaded and not report.misshaped:
         raise UserError(
             f"{path} has no tensor of {backbone_name} by the names of torchvision or timm; "
             f"it has {_first_names(sorted(shapes))}."

@@ -1,52 +1,52 @@
 """Saving and restoring the state of a run: Orbax for the arrays, a manifest beside them to verify them.
 
 A checkpoint is a folder ``checkpoints/step_00000440.phase1`` with Orbax's ``arrays/`` and ``manifest.json``. The
-manifest is written last and holds the shape, dtype and digest of each leaf. Orbax alone would restore a flipped bit
-silently and take a truncated folder for the newest. A checkpoint that does not verify is skipped with a warning, and
-never deleted.
+manifest is written last and holds the step and phase, the configuration and data set of the run, the shape, dtype and
+digest of each leaf, and a digest of itself. Orbax alone would restore a flipped bit silently and take a truncated
+folder for the newest.
+
+Folder name, manifest and the state's own step must agree. A checkpoint that does not verify is skipped with a warning,
+and never deleted. One that verifies is never renamed.
 """
 
+import contextlib
 import errno
-import hashlib
-import json
+import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable
-from typing import NamedTuple
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from rmn_jax.errors import UserError
-from rmn_jax.files import write_file
-from rmn_jax.training.state import Phase, TrainState
+from rmn_jax.files import free_name
+from rmn_jax.training.manifest import (
+    Damaged,
+    Foreign,
+    Misnamed,
+    Position,
+    Record,
+    Unfinished,
+    checkpoint_paths,
+    digest_of,
+    read_manifest,
+    write_manifest,
+)
+from rmn_jax.training.run_folder import CONFIG_FILE, difference
+from rmn_jax.training.state import TrainState
 
-_MANIFEST = "manifest.json"
-# Release 0.1 called a step an update and a phase a step, in folder names and in leaf names.
-_NAME = re.compile(r"(?:step|update)_(\d+)\.(?:phase|step)([1-4])")
+__all__ = ["Checkpoints", "Damaged", "Foreign", "Misnamed", "Position", "Unfinished"]
+
+# Release 0.1 called a step an update.
 _RENAMED_LEAVES = {"update": "step", "average": "ema"}
-
-
-class Position(NamedTuple):
-    """Where a run is: ``step`` optimizer steps done, in one of the four phases (plain runs stay in phase 1)."""
-
-    step: int
-    phase: Phase
-
-    @property
-    def folder(self) -> str:
-        """The name of the checkpoint's folder."""
-        return f"step_{self.step:08d}.phase{self.phase:d}"
-
-
-class Damaged(Exception):
-    """A checkpoint that does not verify; the message says what is wrong."""
-
-
-class Unfinished(Damaged):
-    """A checkpoint whose saving was interrupted."""
+# Orbax and TensorStore take other characters for patterns, separators or the names of remote stores.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+=,@ -]*")
 
 
 class Checkpoints:
@@ -56,12 +56,14 @@ class Checkpoints:
       workdir: the run's folder.
       keep: how many good checkpoints to keep.
       warn: called with a line when a checkpoint is skipped.
+      record: of the run, see ``run_folder.describe_run``; is written to new checkpoints and compared with old ones.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, warn: Callable[[str], None]):
+    def __init__(self, workdir: pathlib.Path, keep: int, warn: Callable[[str], None], record: Record | None = None):
         self._folder = workdir / "checkpoints"
         self._keep = keep
         self._warn = warn
+        self._record = record or {}
         self._damaged: list[Position] = []
 
     def positions(self) -> list[Position]:
@@ -69,34 +71,39 @@ class Checkpoints:
         return sorted(self._paths(), reverse=True)
 
     def _paths(self) -> dict[Position, pathlib.Path]:
-        if not self._folder.is_dir():
-            return {}
-        found = ((_NAME.fullmatch(path.name), path) for path in sorted(self._folder.iterdir()))
-        return {Position(int(m[1]), Phase(int(m[2]))): path for m, path in found if m}
+        return checkpoint_paths(self._folder)
 
     def save(self, state: TrainState, position: Position) -> None:
-        """Saves a checkpoint, then removes the oldest good ones beyond ``keep``.
+        """Saves a checkpoint and reads it back, then removes the oldest good ones beyond ``keep``.
 
         Checkpoints that ``restore`` skipped are renamed first: they do not count as good and are never removed.
 
         Raises:
-          UserError: the disk is full or the folder cannot be written; earlier checkpoints stay.
+          UserError: a value is not finite, the disk is full or the folder cannot be written, or what was written cannot
+            be read; earlier checkpoints stay.
         """
         target = (self._folder / position.folder).absolute()
         leaves = _flatten(state)
+        described = _describe(leaves)
         first = jax.process_index() == 0
         try:
             if first:
                 self._folder.mkdir(parents=True, exist_ok=True)
-                paths = self._paths()
-                for damaged in {*self._damaged, position} & paths.keys():
-                    _set_aside(paths[damaged])
-                self._damaged = []
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                checkpointer.save(target / "arrays", leaves)
+                self._make_room(position)
+            with _plain_path(target) as plain, ocp.PyTreeCheckpointer() as checkpointer:
+                checkpointer.save(plain / "arrays", leaves)
             if first:
-                manifest = {"step": position.step, "phase": position.phase, "leaves": _describe(leaves)}
-                write_file(target / _MANIFEST, json.dumps(manifest, indent=1))
+                write_manifest(target, position, self._record, described)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"manifest of {position.folder}")
+            self._load(target, position, state)
+        except Damaged as problem:
+            if first:
+                shutil.rmtree(target, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint {target} was written but cannot be read back ({problem}). "
+                "Check the disk, or give another --workdir; earlier checkpoints stay."
+            ) from None
         except Exception as error:
             if not _is_disk_trouble(error):
                 raise
@@ -107,6 +114,13 @@ class Checkpoints:
             ) from None
         if first:
             self._prune()
+
+    def _make_room(self, position: Position) -> None:
+        """Renames what is in the place of a new checkpoint, and what ``restore`` found damaged."""
+        paths = self._paths()
+        for damaged in {*self._damaged, position} & paths.keys():
+            _set_aside(paths[damaged])
+        self._damaged = []
 
     def restore(self, make_target: Callable[[Position], TrainState]) -> tuple[TrainState, Position] | None:
         """The newest checkpoint that verifies, as host arrays in the form of ``make_target(position)``.
@@ -122,53 +136,97 @@ class Checkpoints:
           UserError: there are checkpoints, but none verifies.
         """
         self._damaged, paths = [], self._paths()
+        foreign: Foreign | None = None
         for position in sorted(paths, reverse=True):
             path = paths[position]
             try:
-                return self._load(path, make_target(position)), position
+                return self._load(path, position, make_target(position), only_recorded=foreign is not None), position
+            except Misnamed as problem:
+                self._warn(f"checkpoint {path} is passed over: {problem}")
             except Damaged as problem:
-                self._damaged.append(position)
+                if isinstance(problem, Foreign):
+                    foreign = foreign or problem
+                else:
+                    self._damaged.append(position)
                 if isinstance(problem, Unfinished) and len(paths) == 1:
                     self._warn(f"checkpoint {path} was not finished, and is the only one")
                     return None
                 self._warn(f"checkpoint {path} is damaged ({problem}); trying an older one")
+        if foreign is not None:
+            raise UserError(f"{self._folder.parent}/{foreign}; put the file back as it was.")
         if paths:
             raise UserError(
-                f"no checkpoint in {self._folder} verifies; move that folder away to start from the beginning."
+                f"no checkpoint in {self._folder} verifies; put one back, or start from the beginning in another "
+                "--workdir."
             )
         return None
 
-    def _load(self, path: pathlib.Path, target: TrainState) -> TrainState:
+    def _load(
+        self, path: pathlib.Path, position: Position, target: TrainState, only_recorded: bool = False
+    ) -> TrainState:
         folder = path.absolute()
-        entries = _read_manifest(folder)
+        manifest = read_manifest(folder, position)
+        self._check_record(manifest, position, only_recorded)
+        entries = manifest["leaves"]
         # TensorStore follows links, so a link could make a run read files outside its folder.
-        if any(path.is_symlink() for path in [folder, *folder.rglob("*")]):
-            raise Damaged("it contains a symbolic link")
+        for part in [folder, *folder.rglob("*")]:
+            if part.is_symlink():
+                raise Damaged("it contains a symbolic link")
+            if not (part.is_file() or part.is_dir()):  # to open a pipe would wait for ever
+                raise Damaged("it contains a special file")
         wanted = _flatten(target)
         shapes = {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in wanted.items()}
         stored = {_current(name): (entry["shape"], entry["dtype"]) for name, entry in entries.items()}
         if shapes != stored:
             name = sorted(n for n in shapes.keys() | stored.keys() if shapes.get(n) != stored.get(n))[0]
             raise Damaged(f"{name} is {stored.get(name, 'absent')}, this network wants {shapes.get(name, 'none')}")
-        try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
-                as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in entries}
-                found = checkpointer.restore(folder / "arrays", restore_args=as_numpy)
-        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-            raise Damaged(_reason(error)) from error
+        found = _read_arrays(folder, entries)
         for name, entry in entries.items():
-            if name not in found or _digest(np.asarray(found[name])) != entry["digest"]:
+            if name not in found or digest_of(np.asarray(found[name])) != entry["digest"]:
                 raise Damaged(f"{name} does not match its digest")
         leaves = {_current(name): np.asarray(leaf) for name, leaf in found.items()}
+        if int(leaves["step"]) != position.step:
+            raise Misnamed(f"its state is that of step {int(leaves['step'])}")
+        broken = next((name for name, leaf in leaves.items() if not _finite(leaf)), None)
+        if broken is not None:
+            raise Damaged(f"{broken} holds NaN or infinity")
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaves[_name(path)] if leaf.size else np.zeros(leaf.shape, leaf.dtype), target
         )
 
+    def _check_record(self, manifest: dict[str, Any], position: Position, only_recorded: bool) -> None:
+        recorded = manifest.get("record")
+        if recorded is not None:
+            differing = difference(recorded, self._record)
+            if differing:
+                raise Foreign(differing)
+        elif only_recorded:
+            raise Damaged("it does not say of which configuration it is")
+        if self._record and self._record[CONFIG_FILE]["method"] == "plain" and position.phase.routed:
+            raise Damaged(f"a plain run has no phase {position.phase}")
+
     def _prune(self) -> None:
+        """Removes the oldest checkpoints beyond ``keep``. Only those count whose manifest is that of their place."""
         paths = self._paths()
-        good = [p for p in sorted(paths, reverse=True) if (paths[p] / _MANIFEST).is_file()]
+        good = []
+        for position in sorted(paths, reverse=True):
+            with contextlib.suppress(Damaged):
+                self._check_record(read_manifest(paths[position], position), position, False)
+                good.append(position)
         for position in good[self._keep :]:
             shutil.rmtree(paths[position], ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _plain_path(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to ``folder`` that Orbax reads as it is written: through a link if the path has special characters."""
+    if _PLAIN_PATH.fullmatch(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="rmn_") as links:
+        link = pathlib.Path(links) / "run"
+        link.symlink_to(folder.parent, target_is_directory=True)
+        yield link / folder.name
 
 
 def _current(name: str) -> str:
@@ -190,34 +248,32 @@ def _describe(leaves: dict) -> dict:
     described = {}
     for name, leaf in leaves.items():
         value = np.asarray(jax.device_get(leaf))
-        described[name] = {"shape": list(value.shape), "dtype": str(value.dtype), "digest": _digest(value)}
+        if not _finite(value):
+            raise UserError(
+                f"{name} holds NaN or infinity, so the state is not saved: training diverged. Lower "
+                "config.learning_rate.peak or lengthen config.learning_rate.warmup_epochs, in a new --workdir."
+            )
+        described[name] = {"shape": list(value.shape), "dtype": str(value.dtype), "digest": digest_of(value)}
     return described
 
 
-def _digest(value: np.ndarray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).hexdigest()
+def _finite(value: np.ndarray) -> bool:
+    return value.dtype.kind in "biu" or bool(np.isfinite(value).all())
 
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, dict]:
-    """``{leaf name: {"shape", "dtype", "digest"}}``."""
+def _read_arrays(folder: pathlib.Path, names) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        wanted = ("shape", "dtype", "digest")
-        return {name: {key: entry[key] for key in wanted} for name, entry in manifest["leaves"].items()}
-    except FileNotFoundError:
-        raise Unfinished("it was not finished") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        raise Damaged("its manifest is unreadable") from None
+        with _plain_path(folder) as plain, ocp.PyTreeCheckpointer() as checkpointer:
+            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+            return checkpointer.restore(plain / "arrays", restore_args=as_numpy)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+        raise Damaged(_reason(error)) from error
 
 
 def _set_aside(target: pathlib.Path) -> None:
     """Renames a checkpoint that did not verify, so that its position can be saved again; it is kept for inspection."""
-    if not target.exists():
-        return
-    number = 1
-    while target.with_name(f"{target.name}.damaged{number}").exists():
-        number += 1
-    target.rename(target.with_name(f"{target.name}.damaged{number}"))
+    if os.path.lexists(target):
+        target.rename(free_name(target, "damaged"))
 
 
 def _is_disk_trouble(error: BaseException) -> bool:

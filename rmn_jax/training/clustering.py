@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from rmn_jax.errors import UserError
 
 
-def k_means(features: np.ndarray, num_units: int, seed: int) -> np.ndarray:
+def k_means(features: np.ndarray, num_units: int, seed: int, start: np.ndarray | None = None) -> np.ndarray:
     """Euclidean k-means with k = N; the centres become the memories.
 
     Runs on one thread: scikit-learn adds the sums of its threads in the order they finish, and a run must be
@@ -23,6 +23,7 @@ def k_means(features: np.ndarray, num_units: int, seed: int) -> np.ndarray:
       features: [M, C], GAP(f_{i-1}) of M training inputs.
       num_units: N.
       seed: of the initialisation (k-means++, best of three).
+      start: [N, C], centres to begin with instead; centre j of the result then comes from centre j.
 
     Returns:
       [N, C] float32. If fewer than N features differ, some centres are equal and their units start dead.
@@ -42,5 +43,6 @@ def k_means(features: np.ndarray, num_units: int, seed: int) -> np.ndarray:
         )
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        result = KMeans(num_units, n_init=3, random_state=seed).fit(features.astype(np.float64))
+        begin = {"n_init": 3} if start is None else {"n_init": 1, "init": start.astype(np.float64)}
+        result = KMeans(num_units, random_state=seed, **begin).fit(features.astype(np.float64))
     return result.cluster_centers_.astype(np.float32)

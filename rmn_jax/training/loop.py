@@ -1,4 +1,8 @@
-"""The training loop of phases 1 and 4: steps, one evaluation and one line each epoch, checkpoints."""
+"""The training loop of phases 1 and 4: steps, one evaluation and one line each epoch, checkpoints.
+
+At a loss that is not finite (the step also returns NaN if the new state is not finite) training stops within a few
+steps with a ``UserError``: one line and exit status 2. The state is not saved; earlier checkpoints stay.
+"""
 
 import math
 import time
@@ -54,7 +58,16 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
         run.steps_per_epoch,
         step - epoch * run.steps_per_epoch,
     )
-    begun, first, pending = time.perf_counter(), step, []
+    begun, first = time.perf_counter(), step
+    pending: list[jax.Array] = []
+
+    def read(waiting: int) -> None:
+        """Reads losses until ``waiting`` are left. They are read late, so that the devices never wait for the host."""
+        while len(pending) > waiting:
+            loss = float(pending.pop(0))
+            _check_finite(loss, step - len(pending))
+            run.reporter.advance(loss)
+
     try:
         while step < end:
             state, loss = train_step(state, run.dataset.train_batch(step), run.key)
@@ -63,13 +76,23 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
             if step == first + 1 and end > step:
                 jax.block_until_ready(loss)  # the first step may compile; it is not timed
                 begun, first = time.perf_counter(), step
-            run.reporter.advance(float(pending.pop(0)) if len(pending) > _IN_FLIGHT else None)
-            if step < end:
-                run.stop_if_asked(state, step, phase)
+            read(_IN_FLIGHT)
+            if step < end and run.stop.reached(step, phase):
+                read(0)
+                run.save_and_stop(state, step, phase)
         jax.block_until_ready(state)
+        read(0)
     finally:
         run.reporter.end_epoch()
     return state, (time.perf_counter() - begun) / max(1, end - first)
+
+
+def _check_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the training loss or the network's state is not finite at step {step}, which is not saved; lower "
+            "config.learning_rate.peak or lengthen config.learning_rate.warmup_epochs, and start in a new --workdir."
+        )
 
 
 def _summary(run: Run, state: TrainState, epoch: int, phase: Phase, seconds: float) -> dict[str, Any]:
@@ -78,11 +101,7 @@ def _summary(run: Run, state: TrainState, epoch: int, phase: Phase, seconds: flo
     count = max(float(metrics.count), 1.0)
     loss = float(metrics.loss) / count
     step = int(state.step)
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the training loss is not finite at epoch {epoch}; lower config.learning_rate.peak "
-            "or lengthen config.learning_rate.warmup_epochs, and start in a new --workdir."
-        )
+    _check_finite(loss, step)
     return {
         "epoch": epoch,
         "step": step,

@@ -19,6 +19,7 @@ from rmn_jax.training import loop
 from rmn_jax.training.cloning import clone
 from rmn_jax.training.clustering import k_means
 from rmn_jax.training.extraction import extract
+from rmn_jax.training.renewal import renew_memories
 from rmn_jax.training.run import Run
 from rmn_jax.training.state import Metrics, Phase, TrainState
 
@@ -34,15 +35,8 @@ def run_training(run: Run) -> dict[str, Any]:
       Preempted: asked to stop; the state is saved. The same call goes on.
       UserError: see ``Run`` and ``loop.train``.
     """
-    found = run.restore()
-    run.claim_workdir()
-    with run.stop.on_signals():
-        if found is None:
-            state, phase = run.initial_state(), Phase.STEM
-        else:
-            state, phase = found[0], found[1].phase
-            run.reporter.say(f"going on from step {found[1].step} of {run.total_steps} in {run.workdir}")
-        run.reporter.rewind(int(state.step))
+    with run.stop.on_signals(), run.owned():
+        state, phase = _begin(run)
         routed = run.config.method == "rmn"
         if phase is Phase.STEM:
             state = loop.train(run, state, phase=Phase.STEM, until=run.stem_steps)
@@ -51,6 +45,10 @@ def run_training(run: Run) -> dict[str, Any]:
                 state = initialise_memories(run, clone_procedures(run, state), stem=state)
                 run.save(state, Phase.MEMORIES)
                 run.stop_if_asked(state, run.stem_steps, Phase.MEMORIES)
+        if phase is Phase.CLONING:  # a routed run that was imported to find its memories anew
+            state = renew_memories(run, state)
+            run.save(state, Phase.MEMORIES)
+            run.stop_if_asked(state, int(state.step), Phase.MEMORIES)
         if routed:
             state = loop.train(run, state, phase=Phase.ROUTED, until=run.total_steps)
         result = loop.evaluate(run, state, routed)
@@ -61,6 +59,23 @@ def run_training(run: Run) -> dict[str, Any]:
         "steps": int(state.step),
         "workdir": str(run.workdir),
     }
+
+
+def _begin(run: Run) -> tuple[TrainState, Phase]:
+    """The state to go on from, and its phase. Makes the folder the run's own."""
+    found = run.restore()
+    if found is None:
+        run.check_beginning()
+        run.check_nothing_lost()
+    run.claim_workdir()
+    run.reporter.say(run.dataset.notes)
+    if found is None:
+        state, phase = run.initial_state(), Phase.STEM
+    else:
+        state, phase = found[0], found[1].phase
+        run.reporter.say(f"going on from step {found[1].step} of {run.total_steps} in {run.workdir}")
+    run.reporter.rewind(int(state.step))
+    return state, phase
 
 
 def clone_procedures(run: Run, state: TrainState) -> TrainState:

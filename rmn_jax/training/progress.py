@@ -1,14 +1,17 @@
 """Progress of a run: a bar or plain lines for people, JSON lines (``metrics.jsonl``) for programs."""
 
+import contextlib
 import json
 import pathlib
 import sys
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rmn_jax.files import write_file
+from rmn_jax.errors import UserError
+from rmn_jax.files import free_name, read_regular, write_file
 from rmn_jax.training.state import Phase
 
 METRICS_FILE = "metrics.jsonl"
@@ -31,8 +34,9 @@ class Reporter:
         self._bar: Progress | None = None
 
     def say(self, line: str) -> None:
-        """Prints one line for people."""
-        self._console.print(line, markup=False)
+        """Prints one line for people. A run does not end because its terminal is gone."""
+        with contextlib.suppress(OSError):
+            self._console.print(line, markup=False)
 
     def start_epoch(self, title: str, total: int, done: int) -> None:
         """Opens the bar of an epoch on a terminal; elsewhere there is only the line at the end of the epoch."""
@@ -57,23 +61,48 @@ class Reporter:
             self._bar = None
 
     def record(self, line: dict[str, Any]) -> None:
-        """Appends one JSON line to ``metrics.jsonl``."""
-        if self._writes:
+        """Appends one JSON line to ``metrics.jsonl``.
+
+        Raises:
+          UserError: the file cannot be written, for example because the disk is full.
+        """
+        if not self._writes:
+            return
+        try:
             with self._file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._file}: {error.strerror}. Make room (or mend the permissions) and start again; "
+                "the run goes on from its last checkpoint."
+            ) from None
 
     def rewind(self, step: int) -> None:
         """Removes lines later than ``step``: the run was stopped after it wrote them, and will write them again.
 
-        Lines that cannot be read are removed too, for example one that was being written when the process died.
+        Lines that cannot be read are removed too, for example one that was being written when the process died. If
+        there are others than the last one, the old file is kept beside the new one.
+
+        Raises:
+          UserError: the file cannot be read or written.
         """
-        if not self._writes or not self._file.exists():
+        if not self._writes:
             return
         unreadable: list[int] = []
-        kept = [line for line in read_metrics(self._file, unreadable) if line["step"] <= step]
-        for number in unreadable:
-            self.say(f"line {number} of {self._file} cannot be read and is removed")
-        write_file(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+        found = read_metrics(self._file, unreadable)
+        kept = [line for line in found if line["step"] <= step]
+        if len(kept) == len(found) and not unreadable:
+            return
+        try:
+            if unreadable and unreadable[0] <= len(found):
+                copy = free_name(self._file, "damaged")
+                copy.write_bytes(self._file.read_bytes())
+                self.say(f"{self._file} is kept as {copy.name}, because lines before the last cannot be read")
+            for number in unreadable:
+                self.say(f"line {number} of {self._file} cannot be read and is removed")
+            write_file(self._file, "".join(json.dumps(line) + "\n" for line in kept))
+        except OSError as error:
+            raise UserError(f"cannot write {self._file}: {error.strerror}.") from None
 
 
 def read_metrics(path: pathlib.Path, unreadable: list[int] | None = None) -> list[dict[str, Any]]:
@@ -82,22 +111,43 @@ def read_metrics(path: pathlib.Path, unreadable: list[int] | None = None) -> lis
     Args:
       path: the file.
       unreadable: receives the numbers of lines that cannot be read. They are left out.
+
+    Raises:
+      UserError: it is no file that can be read.
     """
-    if not path.exists():
+    try:
+        data = read_regular(path)
+    except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise UserError(f"{path} {error}; move it away.") from None
     lines = []
-    for number, text in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, text in enumerate(data.decode(errors="replace").splitlines(), 1):
         try:
             line = json.loads(text)
             if "update" in line:
                 line = {_RENAMED_KEYS.get(key, key): value for key, value in line.items()}
-            int(line["step"])
-        except (ValueError, KeyError, TypeError):
+            _check_line(line)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if unreadable is not None:
                 unreadable.append(number)
             continue
         lines.append(line)
     return lines
+
+
+def _check_line(line: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or KeyError unless the line has the types that a run writes."""
+    for key in ("step", "epoch"):
+        value = line["step"] if key == "step" else line.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise ValueError(key)
+    Phase(line.get("phase", 1))
+    for key in ("load", "entropy", "dead_units", "memory_drift", "eval_load"):
+        np.asarray(line.get(key, []), float)
+    for key in ("learning_rate", "train_loss", "train_top1", "seconds_per_step", "eval_top1", "eval_top5", "eval_loss"):
+        if type(line.get(key, 0)) not in (int, float):
+            raise ValueError(key)
 
 
 def epoch_line(line: dict[str, Any], epochs: int) -> str:

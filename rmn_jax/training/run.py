@@ -1,9 +1,11 @@
 """One run: configuration, mesh, data set, networks, run folder."""
 
+import contextlib
 import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -15,16 +17,24 @@ from rmn_jax import config as configuration
 from rmn_jax import data
 from rmn_jax.errors import Preempted, UserError
 from rmn_jax.files import write_file
+from rmn_jax.training import lock
 from rmn_jax.training import step as steps
 from rmn_jax.training.checkpoint import Checkpoints, Position
 from rmn_jax.training.networks import Networks
 from rmn_jax.training.optimizer import learning_rate
-from rmn_jax.training.progress import Reporter
+from rmn_jax.training.progress import METRICS_FILE, Reporter, read_metrics
+from rmn_jax.training.run_folder import (
+    CONFIG_FILE,
+    DATASET_FILE,
+    ORIGIN_FILE,
+    describe_run,
+    difference,
+    read_info,
+    read_run,
+    run_path,
+)
 from rmn_jax.training.state import Phase, TrainState
 from rmn_jax.training.stopping import StopRequest
-
-CONFIG_FILE = "config.json"
-DATASET_FILE = "dataset.json"
 
 
 class Run:
@@ -58,9 +68,11 @@ class Run:
         quiet: bool = False,
     ):
         self.config = config
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = run_path(workdir)
         self.mesh = steps.make_mesh(devices)
         configuration.validate(config, self.mesh.size)
+        if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise UserError("JAX_ENABLE_X64 is on, but runs are in float32; unset it, or set it to 0.")
         _check_same_run(config, self.workdir)
         self.dataset = data.load(
             config.data,
@@ -70,7 +82,7 @@ class Run:
             sharding=steps.batch_sharding(self.mesh),
         )
         self.info = self.dataset.info
-        _check_same_data(self.info, self.workdir)
+        _check_same_data(config, self.info, self.workdir)
         if config.method == "rmn" and self.info.train_examples < config.model.num_units:
             raise UserError(
                 f"{self.info.train_examples} training images cannot initialise {config.model.num_units} memories; "
@@ -85,9 +97,27 @@ class Run:
         self.key = jax.random.key(config.seed)
         self.eval_key = jax.random.key(config.seed + 1)
         self.reporter = Reporter(self.workdir, quiet=quiet or jax.process_index() != 0)
-        self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep, self.reporter.say)
+        self.record = describe_run(config, self.info)
+        self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep, self.reporter.say, self.record)
         self.stop = StopRequest()
         self._saved: Position | None = None
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Holds the run folder against other processes; creates it if absent.
+
+        Raises:
+          UserError: another process trains there, or the folder cannot be written.
+        """
+        if jax.process_index() != 0:
+            yield
+            return
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.workdir, error) from None
+        with lock.own(self.workdir, self.reporter.say):
+            yield
 
     def claim_workdir(self) -> None:
         """Writes ``config.json`` and ``dataset.json`` to the run folder.
@@ -98,15 +128,14 @@ class Run:
         if jax.process_index() != 0:
             return
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
+            # Before all others: a run with metrics but without this folder has lost its checkpoints.
+            (self.workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.workdir):
                 pass
             write_file(self.workdir / CONFIG_FILE, configuration.to_json(self.config))
             write_file(self.workdir / DATASET_FILE, json.dumps(self.info._asdict(), indent=2) + "\n")
         except OSError as error:
-            raise UserError(
-                f"cannot write to --workdir {self.workdir}: {error.strerror}; choose a folder that you may write to."
-            ) from None
+            raise _cannot_write(self.workdir, error) from None
 
     def initial_state(self, routed: bool = False) -> TrainState:
         """The state before the first step, on the devices."""
@@ -132,6 +161,31 @@ class Run:
         self._saved = found[1]
         return self.place(found[0]), found[1]
 
+    def check_beginning(self) -> None:
+        """Raises UserError for a run without a checkpoint that cannot begin anew: its weights did not come from it."""
+        begun = (self.workdir / CONFIG_FILE).exists()
+        without_stem = self.config.method == "rmn" and self.config.stem_epochs == 0
+        if (self.workdir / ORIGIN_FILE).exists() or (begun and without_stem):
+            raise UserError(
+                f"{self.workdir} has no checkpoint, and its training does not begin with phase 1: the weights it began "
+                "from are gone. Put its folder checkpoints back, or run `rmn import` into another --workdir."
+            )
+
+    def check_nothing_lost(self) -> None:
+        """Raises UserError if a run without a checkpoint must have had one, by its ``metrics.jsonl``."""
+        path = self.workdir / METRICS_FILE
+        lines = read_metrics(path)
+        config = self.config
+        first_saved = min(config.checkpoint.every_epochs, config.stem_epochs or config.epochs)
+        if (self.workdir / CONFIG_FILE).exists():
+            first_saved = max(first_saved, read_run(self.workdir).config.checkpoint.every_epochs)
+        last = max((line.get("epoch", 0) for line in lines), default=0)
+        if lines and (last > first_saved or not (self.workdir / "checkpoints").is_dir()):
+            raise UserError(
+                f"{path} tells of {lines[-1]['step']} steps, but {self.workdir / 'checkpoints'} has no checkpoint; "
+                f"put the checkpoints back, or start from the beginning in another --workdir."
+            )
+
     def save(self, state: TrainState, phase: Phase) -> None:
         """Saves a checkpoint of this state."""
         position = Position(int(state.step), phase)
@@ -141,50 +195,78 @@ class Run:
     def stop_if_asked(self, state: TrainState, step: int, phase: Phase) -> None:
         """Saves and raises ``Preempted`` if the process was asked to stop; ``step`` is that of the state."""
         if self.stop.reached(step, phase):
-            if self._saved != Position(step, phase):
-                self.save(state, phase)
-            raise Preempted(f"stopped after step {step}; the same command goes on from there")
+            self.save_and_stop(state, step, phase)
+
+    def save_and_stop(self, state: TrainState, step: int, phase: Phase) -> None:
+        """Saves, unless this state is saved already, and raises ``Preempted``."""
+        if self._saved != Position(step, phase):
+            self.save(state, phase)
+        raise Preempted(f"stopped after step {step}; the same command goes on from there")
 
 
-def open_run(workdir: str | os.PathLike) -> tuple[Run, TrainState, Position]:
+def _cannot_write(workdir: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to --workdir {workdir}: {error.strerror}; choose a folder that you may write to.")
+
+
+def open_run(workdir: str | os.PathLike, config: ConfigDict | None = None) -> tuple[Run, TrainState, Position]:
     """A run that was trained, the state of its newest good checkpoint, and where that is.
+
+    Args:
+      workdir: its folder.
+      config: its configuration, perhaps with other free keys; None is the stored one.
 
     Raises:
       UserError: no run there, no checkpoint, or missing data.
     """
-    folder = pathlib.Path(workdir)
-    run = Run(configuration.from_json(folder / CONFIG_FILE), folder)
+    stored = read_run(workdir)
+    run = Run(stored.config if config is None else config, stored.path)
     found = run.restore()
     if found is None:
-        raise UserError(f"{folder} has no checkpoint yet; run `rmn train` first.")
+        raise UserError(f"{stored.path} has no checkpoint yet; run `rmn train` first.")
     return run, *found
 
 
 def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; give a folder.")
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    differing = configuration.differences(configuration.from_json(path), config)
+    differing = configuration.differences(read_run(workdir).config, config)
     if differing:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        stored = configuration.from_json(path)
+        if config.epochs > stored.epochs:  # the schedule depends on the end, so a run cannot grow in place
+            raise UserError(
+                f"{workdir} holds a run of {stored.epochs} epochs ({differing[0]}{more}), and its schedule ends there. "
+                f"To train on from its weights: rmn import --from {workdir} --workdir NEW "
+                f"--config.epochs={config.epochs - stored.epochs}, then rmn train --workdir NEW."
+            )
         raise UserError(
-            f"{workdir} holds a run of another configuration: {differing[0]}{more}; "
+            f"{workdir} holds a run of another configuration: {differing[0]}{more} (in {path}); "
             "give another --workdir, or the configuration it was started with."
         )
 
 
-def _check_same_data(info: data.DatasetInfo, workdir: pathlib.Path) -> None:
-    path = workdir / DATASET_FILE
-    if not path.exists():
+def _check_same_data(config: ConfigDict, info: data.DatasetInfo, workdir: pathlib.Path) -> None:
+    """The data set on disk must be the one that the run began with, and ``dataset.json`` must describe it."""
+    known = read_info(workdir)
+    if known is None:
         return
-    try:
-        known = json.loads(path.read_text())
-    except ValueError:
-        return  # cut short by a kill before the first step; it is written again
-    if known.get("fingerprint") != info.fingerprint:
+    if known.num_classes != info.num_classes:
         raise UserError(
-            f"the data set {info.name} has changed since the run in {workdir} began; "
-            "restore the old data, or start a new run in another --workdir."
+            f"the network in {workdir} has {known.num_classes} classes, the data set {info.name} has "
+            f"{info.num_classes}; give the data it was made for, or import the weights again into another --workdir."
+        )
+    if not known.fingerprint:  # imported where the data set was not
+        return
+    if known.fingerprint != info.fingerprint:
+        raise UserError(
+            f"the data set {info.name} has changed since the run in {workdir} began (fingerprint in "
+            f"{workdir / DATASET_FILE}); restore the old data, or start a new run in another --workdir."
+        )
+    recorded = {DATASET_FILE: describe_run(config, info)[DATASET_FILE]}
+    differing = difference(recorded, describe_run(config, known))
+    if differing:
+        raise UserError(
+            f"{workdir}/{differing.replace('this checkpoint was saved with', 'the data set says')}; "
+            f"put {DATASET_FILE} (or the statistics beside the data) back as it was."
         )

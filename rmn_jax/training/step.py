@@ -58,6 +58,8 @@ def make_train_step(
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
     """Makes the jitted optimizer step ``(state, batch, key) -> (state, mean loss)``; the state is donated.
 
+    The loss is NaN if anything in the new state is not finite, so one number tells whether the state may be saved.
+
     With ``accumulation`` k the batch is computed in k microbatches, one after another, in the memory of one:
 
     - Microbatch p is the rows p, p + k, p + 2k .. of the global batch (pairs of rows with mixup). So k decides which
@@ -128,7 +130,7 @@ def make_train_step(
             metrics=metrics,
             ema=update_ema(state.ema, params, ema, state.step),
         )
-        return state, loss / size
+        return state, jnp.where(is_finite(state), loss / size, jnp.nan)
 
     # With check_vma=False (JAX does not track which values differ between devices) the transpose of the psum in the
     # forward pass (batch norm) is a psum. Each device then differentiates the global loss, and one psum of the
@@ -142,6 +144,12 @@ def make_train_step(
         return moved._replace(metrics=jax.tree.map(jnp.add, state.metrics, moved.metrics)), loss
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def is_finite(tree: Any) -> jax.Array:
+    """Whether no float in a pytree is NaN or infinite: [] bool. In the step it costs one more read of the state."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
 
 def _moved_memories(memory: dict, sums: dict[int, routing.UnitSums], num_units: int, alpha: float):

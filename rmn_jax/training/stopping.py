@@ -1,12 +1,16 @@
 """Stopping a run when the process is asked to."""
 
 import contextlib
+import os
 import signal
 
 import jax
 from jax.experimental import multihost_utils
 
 from rmn_jax.training.state import Phase
+
+# Ctrl-C, a scheduler's end, a closed terminal, and a scheduler's early warning.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -33,23 +37,27 @@ class StopRequest:
 
     @contextlib.contextmanager
     def on_signals(self):
-        """Within this context, SIGTERM and the first Ctrl-C set ``requested``; a second Ctrl-C stops at once.
+        """Within this context, ``STOP_SIGNALS`` set ``requested``; a second Ctrl-C stops at once.
 
-        With several processes JAX itself listens for SIGTERM; a handler here would replace its own.
+        With several processes JAX itself listens for SIGTERM. A handler here would replace its own, so the other
+        signals are passed on to it as a SIGTERM.
         """
-        if jax.process_count() > 1:
-            yield
-            return
+        several = jax.process_count() > 1
 
         def request(signum, frame):
             del frame
             self.requested = True
+            if several:
+                os.kill(os.getpid(), signal.SIGTERM)
             if signum == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+        ours = [s for s in STOP_SIGNALS if not (several and s == signal.SIGTERM)]
         previous = {}
         with contextlib.suppress(ValueError):  # not in the main thread: the program handles signals itself
-            previous = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT)}
+            # A signal that the program was told to ignore (nohup) stays ignored.
+            kept = {s for s in ours if signal.getsignal(s) == signal.SIG_IGN}
+            previous = {s: signal.signal(s, request) for s in ours if s not in kept}
         try:
             yield
         finally:

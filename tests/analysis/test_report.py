@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import browser
 import numpy as np
 import pytest
+from PIL import Image
 
 from rmn_jax.analysis import charts, measures, report
 from rmn_jax.analysis.memories import Nearest
@@ -134,7 +135,7 @@ def test_every_unit_is_shown_with_its_share_and_images(page):
 def test_dead_units_are_marked(page):
     assert "".join(page.texts).count("dead unit") >= 2  # the count in the header, and the unit itself
     marked = ["dead" in found["class"].split() for found in page.named("article", "unit")]
-    assert marked == [False] * 5 + [True]  # unit 3 of stage 2
+    assert marked == [False] * 5 + [True]  # unit 2 of stage 2
     assert len(page.named("text", "dead")) == 1
     alive = Page(report.to_html(random_study(dead=())))
     assert not alive.named("article", "dead") and not alive.named("text", "dead")
@@ -147,14 +148,26 @@ def test_images_that_go_to_another_unit_are_marked(page):
         assert (image.get("class") == "other") == (other and (stage, unit) != (1, 2))
 
 
+def test_the_figure_marks_the_same_images(tmp_path):
+    study = random_study()
+    marked = [x.get("class") == "other" for x in Page(report.to_html(study)).named("img")]
+    assert study.other.ravel().tolist() == marked and any(marked)
+    red = []
+    for other in (study.other, None):
+        path = report.memories.draw(study.nearest, study.images, tmp_path / "memories.png", "title", other=other)
+        image = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        red.append(((image[..., 0] > 220) & (image[..., 1] < 60) & (image[..., 2] < 60)).sum())
+    assert red[0] > red[1] + 10 * study.other.sum()
+
+
 def test_load_chart_stacks_the_shares():
     chart = Page(charts.load_chart([7, 8], np.array([[1, 0, 3], [2, 2, 4]])))
     first, second, third = (found["d"] for found in chart.named("path"))
-    # Epoch 7: unit 1 has a quarter, unit 3 the rest. Epoch 8: a quarter, a quarter, a half. Unit 1 is at the top.
+    # Epoch 7: unit 0 has a quarter, unit 2 the rest. Epoch 8: a quarter, a quarter, a half. Unit 0 is at the top.
     assert first == "M0.04 0h0.92v25h-0.92zM1.04 0h0.92v25h-0.92z"
     assert second == "M1.04 25h0.92v25h-0.92z"
     assert third == "M0.04 25h0.92v75h-0.92zM1.04 50h0.92v50h-0.92z"
-    assert "epoch 7\nunit 1: 25.0%\nunit 3: 75.0%" in chart.texts
+    assert "epoch 7\nunit 0: 25.0%\nunit 2: 75.0%" in chart.texts
 
 
 def test_load_chart_of_an_epoch_without_inputs_is_empty():
@@ -168,8 +181,8 @@ def test_heat_map_orders_classes_by_their_unit():
     drawn = Page(charts.heat_map(counts, ["a", "b", "c", "d"], np.zeros(2, bool)))
     labels = [text for text in drawn.texts if text in "abcd"]
     assert labels == ["d", "b", "c", "a"]
-    assert "a\nunit 1: 10.0%\nunit 2: 90.0%" in drawn.texts
-    # Shares 0.1 (twice), 0.2, 0.8, 0.9 (twice), 1: five levels, and no cell for the class that unit 1 never receives.
+    assert "a\nunit 0: 10.0%\nunit 1: 90.0%" in drawn.texts
+    # Shares 0.1 (twice), 0.2, 0.8, 0.9 (twice), 1: five levels, and no cell for the class that unit 0 never receives.
     levels = [float(found["fill-opacity"]) for found in drawn.named("path", "heat")]
     assert levels == [0.1, 0.2, 0.8, 0.9, 1.0]
     assert sum(found["d"].count("M") for found in drawn.named("path", "heat")) == 7
@@ -217,7 +230,8 @@ def test_files_and_numbers(tmp_path):
     assert result["figures"] == [str(tmp_path / "figures" / name) for name in ("memories.png", "report.html")]
     stored = json.loads((tmp_path / "routing.json").read_text())["stages"]
     for brief, whole, load in zip(result["stages"], stored, study.nearest.load, strict=True):
-        assert whole.items() >= brief.items() and {"nearest", "distance"} <= whole.keys()
+        assert whole.items() >= brief.items() and {"nearest", "distance", "images"} <= whole.keys()
+        assert whole["images"] == [[f"image {at}" for at in row] for row in whole["nearest"]]
         assert brief["load"] == load.tolist() and brief["dead_units"] == int((load == 0).sum())
         assert set(brief["information"]) == {"class", "colour", "edges"}
         for found in brief["information"].values():

@@ -17,6 +17,7 @@ NAMES = [
     "analyze",
     "table",
     "import",
+    "export",
     "data prepare",
     "data show",
     "data pack",

@@ -88,6 +88,9 @@ WRONG_VALUES = {
     "--config.model.memory_momentum=1.5": "it must lie between 0 and 1",
     "--config.optimizer.name=adam": "config.optimizer.name is 'adam'",
     "--batch_size=3": "unknown argument '--batch_size=3'",
+    "--config.eval_batch_size=1111111111111111111111111": "config.eval_batch_size is 11111111111111111",
+    "--config.model.width=4294967295": "config.model.width is 4294967295; it must be 16384 or less",
+    "--config.epochs=99999999999": "config.epochs is 99999999999; it must be 2147483647 or less",
 }
 
 
@@ -181,7 +184,8 @@ def test_a_run_of_changed_data_is_refused(trained, capsys):
     original = path.read_text()
     path.write_text(json.dumps(json.loads(original) | {"fingerprint": "other"}))
     try:
-        assert "has changed since the run" in only_line(capsys, 2, train(trained))
+        line = only_line(capsys, 2, train(trained))
+        assert "dataset.json: fingerprint" in line or "has changed since the run" in line
     finally:
         path.write_text(original)
 

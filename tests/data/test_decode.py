@@ -121,3 +121,17 @@ def test_read_image_file(tmp_path):
     np.testing.assert_array_equal(decode.read_image_file(tmp_path / "a.png", (8, 8, 3)), expected)
     with pytest.raises(UnreadableImage, match="cannot be read"):
         decode.read_image_file(tmp_path / "b.png", (8, 8, 3))
+
+
+@pytest.mark.parametrize("suffix", ["DDS", "TGA", "PPM", "GIF", "ICO", "PCX", "SGI", "TIFF"])
+def test_a_damaged_image_of_a_rare_format_is_unreadable_and_nothing_else(suffix, rng):
+    whole = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(whole, suffix)
+    for _ in range(60):
+        data = bytearray(whole.getvalue()[: rng.integers(4, len(whole.getvalue()))])
+        for position in rng.integers(0, min(len(data), 140), 3):
+            data[position] = rng.integers(256)
+        try:
+            assert decode.decode(bytes(data)).dtype == np.uint8
+        except UnreadableImage:
+            pass

@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from rmn_jax.data import folder, load
 from rmn_jax.data.decode import fit
+from rmn_jax.data.preprocess import make_preprocess
 from rmn_jax.errors import UserError
 
 
@@ -123,3 +125,133 @@ def test_images_of_different_sizes_need_an_image_size(image_folder, data_config)
             seed=0,
             sharding=None,
         )
+
+
+def move(root, **folders):
+    """Copies the classes of ``root`` into new folders beside it: {folder: classes}; returns their common parent."""
+    base = root.parent / "moved"
+    for name, classes in folders.items():
+        for each in classes:
+            shutil.copytree(root / each, base / name / each)
+    return base
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation"),
+    [
+        ("Training", "Testing"),
+        ("seg_train", "seg_test"),
+        ("train", "test_set"),
+        ("TRAIN", "Valid"),
+        ("train_set", "dev"),
+    ],
+)
+def test_usual_names_of_splits_are_known(train, evaluation, image_folder):
+    root = move(image_folder, **{train: ["ant", "bee"], evaluation: ["bee"]})
+    found = folder.open_image_set(str(root))
+    assert found.class_names == ("ant", "bee") and (len(found.train), len(found.evaluation)) == (30, 20)
+
+
+def one_class(root):
+    return move(root, only=["bee"]) / "only"
+
+
+def level_too_high(root):
+    return move(root, photos=["ant", "bee"])
+
+
+def doubled(root):
+    return move(root, **{"train/train": ["ant", "bee"], "val/val": ["bee"]})
+
+
+def unknown_splits(root):
+    return move(root, part_a=["ant", "bee"], part_b=["ant", "bee"])
+
+
+def unsorted_test(root):
+    base = move(root, train=["ant", "bee"])
+    shutil.copytree(root / "cat", base / "test")
+    return base
+
+
+def other_suffix(root):
+    for file in (root / "cat").iterdir():
+        file.rename(file.with_suffix(".gif"))
+    shutil.rmtree(root / "bee")
+    return root
+
+
+REFUSED = {
+    one_class: r"moved/only has only one class with images, 'bee'",
+    level_too_high: r"one folder with images, photos/, .* set config.data.path to .*moved/photos",
+    doubled: r"moved/train has one folder with images, train/",
+    unknown_splits: r"part_a/ and part_b/, which hold folders of the same names.*rename them to train and val",
+    unsorted_test: r"train/ with class folders, and test/ beside it. Its images are in no class folders",
+    other_suffix: r"only one class .*passed over: 30 .gif images, which are not read .*without images \('cat'",
+}
+
+
+@pytest.mark.parametrize("layout", REFUSED, ids=lambda layout: layout.__name__)
+def test_a_folder_that_would_be_less_than_what_was_given_is_refused(layout, image_folder):
+    with pytest.raises(UserError, match=REFUSED[layout]):
+        folder.open_image_set(str(layout(image_folder)))
+
+
+def test_links_are_followed_and_a_ring_of_links_ends(image_folder, tmp_path):
+    plain = folder.open_image_set(str(image_folder))
+    elsewhere = tmp_path / "elsewhere"
+    (image_folder / "bee").rename(elsewhere)
+    (image_folder / "bee").symlink_to(elsewhere)  # a class
+    (image_folder / "ant").rename(tmp_path / "more")
+    (image_folder / "ant").mkdir()
+    (image_folder / "ant" / "inner").symlink_to(tmp_path / "more")  # a folder of images in a class
+    (image_folder / "cat" / "00.jpg").rename(tmp_path / "00.jpg")
+    (image_folder / "cat" / "00.jpg").symlink_to(tmp_path / "00.jpg")  # an image
+    (tmp_path / "more" / "ring").symlink_to(image_folder / "ant")
+    found = folder.open_image_set(str(image_folder))
+    assert found.class_names == plain.class_names
+    assert (len(found.train), len(found.evaluation)) == (len(plain.train), len(plain.evaluation))
+
+
+def test_what_is_passed_over_is_counted(image_folder):
+    (image_folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(image_folder / "ant" / "00.jpg", image_folder / ".ipynb_checkpoints")
+    (image_folder / "__MACOSX").mkdir()
+    shutil.copy(image_folder / "ant" / "00.jpg", image_folder / "__MACOSX")
+    shutil.copy(image_folder / "ant" / "00.jpg", image_folder / "loose.jpg")
+    (image_folder / "bee" / "a.heic").write_bytes(b"x")
+    (image_folder / "bee" / "notes.txt").write_text("x")
+    (image_folder / "bee" / "gone.jpg").symlink_to(image_folder / "nothing")
+    found = folder.open_image_set(str(image_folder))
+    assert found.class_names == ("ant", "bee", "cat") and len(found.train) + len(found.evaluation) == 60
+    for part in (
+        "3 classes, 54 training and 6 evaluation images",
+        "2 hidden",
+        "1 images outside of class folders",
+        "1 .heic images",
+        "1 other files",
+        "1 broken links",
+    ):
+        assert part in found.notes
+
+
+def test_names_of_any_bytes_can_be_classes(image_folder, data_config):
+    os.rename(image_folder / "ant", os.fsencode(image_folder) + b"/caf\xe9")
+    (image_folder / "bee").rename(image_folder / "$x^2$")
+    config = data_config(name="folder", path=str(image_folder), image_size=16)
+    dataset = load(config, batch_size=8, eval_batch_size=4, seed=0, sharding=None)
+    assert dataset.info.class_names == ("$x^2$", "caf\\xe9", "cat")
+    "".join(dataset.info.class_names).encode()  # can be written
+    assert "3 classes" in dataset.notes
+
+
+def test_a_channel_without_variation_becomes_zero(image_folder, data_config):
+    for number, file in enumerate(sorted(image_folder.rglob("*.jpg"))):
+        pixels = np.full((8, 8, 3), (number, 7, 7), np.uint8)
+        Image.fromarray(pixels).save(file.with_suffix(".png"))
+        file.unlink()
+    config = data_config(name="folder", path=str(image_folder), image_size=8)
+    dataset = load(config, batch_size=8, eval_batch_size=4, seed=0, sharding=None)
+    assert dataset.info.std[0] > 0 and dataset.info.std[1] == 0
+    images = make_preprocess(config, dataset.info).evaluate(dataset.train_batch(0)["image"])
+    assert np.isfinite(images).all() and np.abs(images[..., 1:]).max() < 1e-3

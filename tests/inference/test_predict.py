@@ -1,6 +1,10 @@
 """Predictions from a run folder, and the memory analysis, compared with the evaluation of the run."""
 
+import csv
+import io
+import itertools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,27 +13,11 @@ from PIL import Image
 
 from rmn_jax.cli.main import main
 from rmn_jax.cli.pages import load_config
-from rmn_jax.data import digits, folder
+from rmn_jax.data import folder
 from rmn_jax.inference.predict import load_trained, predict_files
 from rmn_jax.training import loop
-from rmn_jax.training.phases import run_training
 from rmn_jax.training.run import Run
 from rmn_jax.training.state import Phase
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A short RMN run on the digits, and the first 100 of the 360 held-out images as files."""
-    folder = tmp_path_factory.mktemp("predict")
-    settings = ["--config.epochs=6", "--config.stem_epochs=3", "--config.eval_batch_size=360"]
-    run = Run(load_config("configs/digits.py", settings), folder / "run", quiet=True)
-    run_training(run)
-    images, _ = digits.load_arrays()["eval"]
-    paths = []
-    for number, image in enumerate(images[:100]):
-        paths.append(folder / f"{number}.png")
-        Image.fromarray(np.broadcast_to(image.reshape(8, 8, -1), (8, 8, 3)).astype(np.uint8)).save(paths[-1])
-    return run, paths
 
 
 def test_predictions_equal_the_evaluation(trained, capsys):
@@ -78,13 +66,55 @@ def test_images_are_cropped_as_in_evaluation(pipeline, tmp_path):
 
 
 def test_a_file_that_is_no_image_is_named(trained, tmp_path, capsys):
-    run = trained[0]
+    run, paths = trained
     text = tmp_path / "notes.txt"
     text.write_text("no image")
     for path in (text, tmp_path / "absent.png"):
         assert main(["predict", f"--workdir={run.workdir}", str(path)]) == 2
         captured = capsys.readouterr()
         assert str(path) in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+    # The others are predicted; each bad file is named.
+    words = [str(text), str(paths[0]), str(tmp_path / "absent.png"), str(paths[1])]
+    assert main(["predict", f"--workdir={run.workdir}", *words]) == 2
+    captured = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in captured.out.splitlines()] == words[1::2]
+    first, second, last = captured.err.splitlines()
+    assert words[0] in first and words[2] in second and last.startswith("rmn: 2 files cannot be read")
+
+
+def test_folders_and_lists_give_a_table(trained, tmp_path, capsys):
+    run, paths = trained
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for number, name in enumerate(["photos/b.png", "photos/more/a.png", "c.png"]):
+        shutil.copy(paths[number], tmp_path / name)
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'c.png'}\n\n")
+    typed = ["predict", f"--workdir={run.workdir}", str(tmp_path / "photos"), f"--list={tmp_path / 'list.txt'}"]
+    assert main([*typed, "--top=2", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["file"] for row in rows] == [str(tmp_path / n) for n in ("photos/b.png", "photos/more/a.png", "c.png")]
+    expected = list(predict_files(load_trained(run.workdir), paths[:3], top=2))
+    for row, line in zip(rows, expected, strict=True):
+        assert [row["label1"], row["label2"]] == [str(entry["label"]) for entry in line["classes"]]
+        assert row["units"] == " ".join(map(str, line["units"])) and "label3" not in row
+    assert main(["predict", f"--workdir={run.workdir}"]) == 2
+    assert "no image is given" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", f"--workdir={run.workdir}", str(tmp_path / "empty")]) == 2
+    assert "has no images" in capsys.readouterr().err
+
+
+def test_prediction_streams(trained):
+    run, paths = trained
+    read = []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield paths[number % len(paths)]
+
+    lines = predict_files(load_trained(run.workdir), endless(), top=1)
+    assert [next(lines)["file"] for _ in range(70)] == [str(path) for path in paths[:70]]
+    assert len(read) == 128  # two batches of 64
 
 
 def test_memory_analysis_shows_the_nearest_images(trained, capsys):
@@ -101,6 +131,7 @@ def test_memory_analysis_shows_the_nearest_images(trained, capsys):
     evaluated = loop.evaluate(run, state, routed=True)["load"]
     for i, stage in enumerate(stages):
         assert stage["load"] == evaluated[i] and sum(stage["load"]) == 360
+        assert stage["images"][1] == [f"digits eval, example {position}" for position in stage["nearest"][1]]
         memory = np.asarray(state.memory[f"memory{i + 1}"])
         for unit in range(4):
             distance = np.linalg.norm(np.asarray(outputs.pooled[i]) - memory[unit], axis=-1)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from rmn_jax.errors import UserError
 from rmn_jax.interop import load_torch_weights
+from rmn_jax.interop.torch_weights import to_torchvision
 from rmn_jax.models import RMN, create_backbone, vgg
 
 NAMES = ("resnet18", "resnet50", "vgg16_bn", "efficientnet_b0")
@@ -256,3 +257,19 @@ def test_half_precision_and_names_of_a_parallel_wrapper(tmp_path):
     kernel = variables["params"]["head"]["fc"]["kernel"]
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel, arrays_of("resnet18")["fc.weight"].T, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_go_out_under_torchvision_s_names_bit_for_bit(name, files):
+    variables, _ = load_torch_weights(files(name), name, empty_variables(name))
+    out = to_torchvision(variables, name)
+    arrays = arrays_of(name)
+    assert out.keys() == arrays.keys()
+    for key, array in arrays.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(out[key], array)
+    if name == "resnet18":
+        torch = pytest.importorskip("torch")
+        torchvision = pytest.importorskip("torchvision")
+        model = torchvision.models.resnet18(num_classes=CLASSES)
+        model.load_state_dict({key: torch.from_numpy(array) for key, array in out.items()})

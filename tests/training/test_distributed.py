@@ -67,5 +67,5 @@ def test_a_missing_cluster_is_one_line(tmp_path):
     alone = start(tmp_path / "run", 1, "--distributed", JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="two")
     lines = alone.communicate(timeout=300)[1].strip().splitlines()
     assert alone.returncode == 2 and len(lines) == 1
-    assert "set JAX_COORDINATOR_ADDRESS" in lines[0]
+    assert "JAX_NUM_PROCESSES is 'two'" in lines[0] and "set JAX_COORDINATOR_ADDRESS" in lines[0]
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ import math
 import pathlib
 import zipfile
 
+import jax.numpy as jnp
 import pytest
 
 from rmn_jax.cli.main import main
@@ -115,7 +116,7 @@ def test_checkpoints_with_old_and_new_names_are_pruned_together(runs):
     run, state, position = open_run(runs / "rmn")
     assert position == Position(10, Phase.ROUTED) and int(state.step) == 10
     assert run.config.checkpoint.keep == 2
-    run.checkpoints.save(state, Position(15, Phase.ROUTED))
+    run.checkpoints.save(state._replace(step=jnp.int32(15)), Position(15, Phase.ROUTED))
     assert checkpoint_names(run.workdir) == ["step_00000015.phase4", "update_00000010.step4"]
-    run.checkpoints.save(state, Position(20, Phase.ROUTED))
+    run.checkpoints.save(state._replace(step=jnp.int32(20)), Position(20, Phase.ROUTED))
     assert checkpoint_names(run.workdir) == ["step_00000015.phase4", "step_00000020.phase4"]

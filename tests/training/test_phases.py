@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from rmn_jax.config import default_config
-from rmn_jax.errors import Preempted
+from rmn_jax.errors import Preempted, UserError
 from rmn_jax.training import loop, phases
 from rmn_jax.training.cloning import clone
 from rmn_jax.training.extraction import extract
@@ -221,4 +222,7 @@ def test_no_stem_epochs_starts_routed_from_the_initial_network(tmp_path):
     config = make_config()
     config.epochs, config.stem_epochs = 1, 0
     assert run_training(make_run(tmp_path, config=config))["steps"] == 4
+    shutil.rmtree(tmp_path / "checkpoints")  # perhaps these were imported weights
+    with pytest.raises(UserError, match="the weights it began from are gone"):
+        run_training(make_run(tmp_path, config=config))
     assert [json.loads(x)["phase"] for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [4]

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from rmn_jax.training.state import Phase
-from rmn_jax.training.stopping import StopRequest
+from rmn_jax.training.stopping import STOP_SIGNALS, StopRequest
 
 
 def test_a_run_stops_once_it_is_requested():
@@ -17,9 +17,9 @@ def test_a_run_stops_once_it_is_requested():
     assert stop.reached(4, Phase.STEM) and stop.reached(4, Phase.ROUTED)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_requests_a_stop_and_the_old_handlers_return(number):
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
     stop = StopRequest()
     with stop.on_signals():
         assert not stop.reached(0, Phase.STEM)

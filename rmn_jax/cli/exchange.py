@@ -1,0 +1,118 @@
+"""The commands ``rmn import`` and ``rmn export``: weights into a run, and a trained network out of it."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from rmn_jax.cli.arguments import Command, add_config, add_workdir, filled, positive
+from rmn_jax.cli.pages import load_config, with_overrides
+from rmn_jax.errors import UserError
+
+
+def _import_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--backbone", help="of --weights: resnet18, resnet50, vgg16_bn or efficientnet_b0")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--weights", type=filled, help="a safetensors file with torchvision's or timm's names")
+    origin.add_argument("--from", type=filled, dest="source", metavar="RUN", help="a run, or its exported safetensors")
+    add_workdir(parser, "the new run folder")
+    parser.add_argument("--num_units", type=positive, help="N: an RMN that goes on with phases 2-4; else a plain run")
+    parser.add_argument("--num_classes", type=positive, help="K of the network (default: that of the data set)")
+    parser.add_argument("--fresh_head", action="store_true", help="initialise the classifier instead of loading it")
+    parser.add_argument("--memories", choices=("keep", "new"), help="of a routed --from: keep (default), or phase 3")
+    add_config(parser, required=False)
+
+
+def import_weights(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn import``: weights as a plain run, in place of phase 1 of an RMN, or those of another run."""
+    import sys
+
+    report, head = (_from_file if arguments.source is None else _from_run)(arguments, overrides)
+    print(head, file=sys.stderr)
+    return {**report, "head": head, "workdir": arguments.workdir}
+
+
+def _from_file(arguments: Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    from rmn_jax.interop.pretrained import import_run
+
+    if arguments.backbone is None:
+        raise UserError("--weights needs --backbone NAME (see rmn import --help)")
+    if arguments.memories is not None:
+        raise UserError("--memories is of --from RUN; the weights of a library have none.")
+    if overrides and arguments.config is None:
+        raise UserError(f"{overrides[0].split('=')[0]} needs --config PAGE, the configuration that it changes.")
+    report, head = import_run(
+        backbone=arguments.backbone,
+        weights=arguments.weights,
+        workdir=arguments.workdir,
+        num_units=arguments.num_units,
+        num_classes=arguments.num_classes,
+        fresh_head=arguments.fresh_head,
+        config=None if arguments.config is None else load_config(arguments.config, overrides),
+    )
+    lists = {name: list(getattr(report, name)) for name in ("missing", "unexpected", "fresh")}
+    return {"loaded": len(report.loaded), **lists}, head
+
+
+def _from_run(arguments: Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    from rmn_jax.interop.transfer import transfer_run
+    from rmn_jax.interop.weights_file import load_weights
+
+    if arguments.backbone is not None:
+        raise UserError("--backbone is of --weights; a run knows its own.")
+    config = None
+    if arguments.config is not None:
+        config = load_config(arguments.config, overrides)
+    elif overrides:  # they change the configuration of the run
+        weights = load_weights(arguments.source)
+        weights.config.method = "rmn" if weights.routed else "plain"
+        config = with_overrides(weights.config, ["--config.stem_epochs=0", *overrides])
+    report, head = transfer_run(
+        source=arguments.source,
+        workdir=arguments.workdir,
+        config=config,
+        num_units=arguments.num_units,
+        num_classes=arguments.num_classes,
+        fresh_head=arguments.fresh_head,
+        memories=arguments.memories or "keep",
+    )
+    return {"loaded": len(report["loaded"]), "missing": [], "unexpected": [], "fresh": report["fresh"]}, head
+
+
+IMPORT = Command(
+    "start a run from pretrained weights (torchvision's or timm's names), or from another run",
+    import_weights,
+    _import_arguments,
+    True,
+)
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    add_workdir(parser)
+    parser.add_argument("--out", type=filled, required=True, help="the file")
+    parser.add_argument(
+        "--format",
+        default="jax",
+        choices=("jax", "safetensors", "torchvision"),
+        help="jax: a network that needs JAX alone (default); safetensors: weights under our names; torchvision: the "
+        "weights of a plain run under torchvision's names",
+    )
+
+
+def export(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """``rmn export``: the newest good checkpoint of a run as one file."""
+    import sys
+
+    from rmn_jax.inference.trained import load_trained
+
+    trained = load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr))
+    if arguments.format == "jax":
+        from rmn_jax.inference.export import export_run
+
+        return {"out": arguments.out, "bytes": export_run(trained, arguments.out)}
+    from rmn_jax.interop.weights_file import save_torchvision, save_weights
+
+    save = save_torchvision if arguments.format == "torchvision" else save_weights
+    return {"out": arguments.out, "bytes": save(trained, arguments.out)}
+
+
+EXPORT = Command("write a trained network as one file that runs without this package", export, _export_arguments)

@@ -1,0 +1,118 @@
+"""Trained weights as safetensors: under our names with all that a run needs to begin from them, or torchvision's.
+
+Our files hold the variables by path, ``params/stage1/block1/conv1/kernel``, and in the header one JSON text,
+``rmn_jax``: format version, configuration and description of the data set. Nothing is unpickled.
+"""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from rmn_jax import config as configuration
+from rmn_jax import data
+from rmn_jax.errors import UserError
+from rmn_jax.files import write_bytes
+from rmn_jax.inference.export import flatten
+from rmn_jax.inference.trained import Trained, load_trained
+from rmn_jax.interop.torch_weights import to_torchvision
+
+VERSION = 1
+_HEADER = "rmn_jax"
+
+
+class Weights(NamedTuple):
+    """Weights of a run, read from its folder or from a file.
+
+    Attributes:
+      arrays: the variables by path.
+      config: of the run.
+      info: of its data set.
+      routed: whether they are those of the routed network.
+      source: the folder or file, for messages.
+    """
+
+    arrays: dict[str, np.ndarray]
+    config: ConfigDict
+    info: data.DatasetInfo
+    routed: bool
+    source: str
+
+
+def save_weights(trained: Trained, out: str | pathlib.Path) -> int:
+    """Writes the variables of a run under our names; returns the size in bytes.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    about = {
+        "version": VERSION,
+        "routed": trained.model.routed,
+        "config": trained.config.to_dict(),
+        "dataset": trained.info._asdict(),
+    }
+    content = save(flatten(trained.variables), metadata={_HEADER: json.dumps(about)})
+    write_bytes(pathlib.Path(out), content)
+    return len(content)
+
+
+def save_torchvision(trained: Trained, out: str | pathlib.Path) -> int:
+    """Writes the weights of a plain run under torchvision's names; returns the size in bytes.
+
+    Raises:
+      UserError: a routed run, a backbone that torchvision does not have, or the file cannot be written.
+    """
+    if trained.model.routed:
+        raise UserError("torchvision has no routed networks; export this run with --format=safetensors.")
+    if trained.model.attention != "none":
+        raise UserError("torchvision has no such attention; export this run with --format=safetensors.")
+    content = save(to_torchvision(trained.variables, trained.config.model.backbone), metadata={"format": "pt"})
+    write_bytes(pathlib.Path(out), content)
+    return len(content)
+
+
+def load_weights(source: str | pathlib.Path, warn=print) -> Weights:
+    """The weights of a run folder, or of a file that ``save_weights`` wrote.
+
+    Raises:
+      UserError: no run, not such a file, one of a newer release, or values that are not finite.
+    """
+    path = pathlib.Path(source)
+    if path.is_dir():
+        trained = load_trained(path, warn)
+        return Weights(flatten(trained.variables), trained.config, trained.info, trained.model.routed, str(source))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if about else {}
+    except FileNotFoundError:
+        raise UserError(f"no such run or file: {source}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{source} is neither a run folder nor a readable safetensors file ({error}).") from None
+    if not about:
+        raise UserError(
+            f"{source} has no header of this package; weights of torchvision or timm are read with --weights."
+        )
+    if about.get("version") != VERSION:
+        raise UserError(f"{source} is of format {about.get('version')}, this release reads {VERSION}; update rmn_jax.")
+    bad = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+    if bad:
+        raise UserError(f"{source} has values that are not finite, in {bad}; nothing was imported.")
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["dataset"].items()}
+    config = configuration.from_dict(about["config"], str(source))
+    return Weights(arrays, config, data.DatasetInfo(**fields), bool(about["routed"]), str(source))
+
+
+def unflatten(arrays: dict[str, np.ndarray], shapes: Any) -> Any:
+    """A tree in the form of ``shapes`` from arrays by path; a leaf that is absent or of another shape is None."""
+
+    def leaf(path, wanted):
+        found = arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return found if found is not None and found.shape == wanted.shape else None
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)

@@ -1,0 +1,123 @@
+"""A run from another run, plain or routed, and from exported weights; torchvision's names, out and in again."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rmn_jax.cli.main import main
+from rmn_jax.interop.weights_file import load_weights
+
+TINY = [
+    "--config=configs/digits.py",
+    "--config.epochs=2",
+    "--config.stem_epochs=1",
+    "--config.batch_size=720",
+    "--config.model.width=8",
+    "--config.model.num_units=2",
+    "--config.learning_rate.warmup_epochs=0",
+]
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("transfer") / "routed"
+    assert main(["train", f"--workdir={workdir}", *TINY]) == 0
+    return workdir
+
+
+def last(capsys):
+    captured = capsys.readouterr()
+    return json.loads(captured.out.splitlines()[-1])
+
+
+def phases(workdir):
+    return [json.loads(line)["phase"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_is_prolonged_by_the_command_that_train_names(routed, tmp_path, capsys):
+    assert main(["train", f"--workdir={routed}", "--config.epochs=3"]) == 2
+    error = capsys.readouterr().err
+    assert "a run of 2 epochs" in error and len(error.splitlines()) == 1
+    typed = error[error.index("rmn import") : error.index(", then")].replace("NEW", str(tmp_path / "new")).split()
+    assert main(typed[1:]) == 0
+    report = last(capsys)
+    assert report["fresh"] == [] and "the classifier was loaded" in report["head"]
+    new, old = load_weights(tmp_path / "new"), load_weights(routed)
+    assert new.arrays.keys() == old.arrays.keys() and new.routed
+    for name, array in old.arrays.items():
+        np.testing.assert_array_equal(new.arrays[name], array)
+    assert main(["train", f"--workdir={tmp_path / 'new'}"]) == 0
+    assert last(capsys)["epochs"] == 1 and phases(tmp_path / "new") == [4]
+
+
+def test_memories_are_found_anew_from_an_exported_file(routed, tmp_path, capsys):
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", f"--workdir={routed}", f"--out={file}", "--format=safetensors"]) == 0
+    assert last(capsys)["bytes"] == file.stat().st_size
+    workdir = tmp_path / "new"
+    typed = ["import", f"--from={file}", f"--workdir={workdir}", "--memories=new", "--fresh_head", "--config.epochs=1"]
+    assert main([*typed, "--config.data.classes=6"]) == 0
+    report = last(capsys)
+    assert report["fresh"] == ["params/head/fc/bias", "params/head/fc/kernel"]
+    assert main(["train", f"--workdir={workdir}"]) == 0
+    assert phases(workdir) == [4]
+    started = load_weights(workdir).arrays["memory/memory1"]
+    assert np.abs(started - load_weights(routed).arrays["memory/memory1"]).max() > 1e-3
+
+
+def test_other_classes_begin_with_a_new_head(routed, tmp_path, capsys):
+    assert main(["import", f"--from={routed}", f"--workdir={tmp_path / 'a'}", "--config.data.classes=6"]) == 0
+    assert "10 classes there, 6 in digits" in last(capsys)["head"]
+    assert load_weights(tmp_path / "a").arrays["params/head/fc/bias"].shape == (6,)
+
+
+MISFITS = {
+    "--config.model.width=16": "has config.model.width 8, the new run 16",
+    "--config.model.num_units=3": "has config.model.num_units 2, the new run 3",
+    "--num_units=5": "has 2 units, and keeps them",
+    "--backbone=resnet8": "--backbone is of --weights",
+}
+
+
+@pytest.mark.parametrize("flag", MISFITS)
+def test_a_misfit_is_one_line(flag, routed, tmp_path, capsys):
+    assert main(["import", f"--from={routed}", f"--workdir={tmp_path / 'new'}", flag]) == 2
+    error = capsys.readouterr().err
+    assert MISFITS[flag] in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_that_are_not_ours_are_one_line(tmp_path, capsys):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "foreign")
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "newer", metadata={"rmn_jax": json.dumps({"version": 9})})
+    (tmp_path / "text").write_text("x")
+    wrong = {
+        "foreign": "weights of torchvision or timm are read with --weights",
+        "newer": "is of format 9, this release reads 1",
+        "text": "neither a run folder nor a readable safetensors file",
+        "absent": "no such run or file",
+    }
+    for name, message in wrong.items():
+        assert main(["import", f"--from={tmp_path / name}", f"--workdir={tmp_path / 'new'}"]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_torchvision_has_no_routed_network(routed, tmp_path, capsys):
+    typed = ["export", f"--workdir={routed}", f"--out={tmp_path / 'w'}", "--format=torchvision"]
+    assert main(typed) == 2
+    assert "torchvision has no routed networks" in capsys.readouterr().err and not (tmp_path / "w").exists()
+
+
+def test_the_file_holds_the_classes(routed, tmp_path, capsys):
+    from safetensors import safe_open
+
+    assert main(["export", f"--workdir={routed}", f"--out={tmp_path / 'w'}", "--format=safetensors"]) == 0
+    with safe_open(tmp_path / "w", framework="numpy") as file:
+        about = json.loads(file.metadata()["rmn_jax"])
+    assert about["dataset"]["class_names"] == [str(digit) for digit in range(10)]
+    assert about["config"]["model"]["width"] == 8
+    assert load_file(tmp_path / "w").keys() == load_weights(routed).arrays.keys()
