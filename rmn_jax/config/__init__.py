@@ -1,0 +1,39 @@
+"""The configuration of a run: every key with its default. The pages in ``configs/`` set the keys that differ."""
+
+from rmn_jax.config.checks import validate
+from rmn_jax.config.defaults import (
+    VARIANTS,
+    default_config,
+    explain,
+    flatten,
+    misfit,
+    set_from_text,
+    use_current_names,
+)
+from rmn_jax.config.stored import (
+    FREE_KEYS,
+    adopt_normalisation,
+    binding,
+    differences,
+    from_dict,
+    from_json,
+    to_json,
+)
+
+__all__ = [
+    "FREE_KEYS",
+    "VARIANTS",
+    "adopt_normalisation",
+    "binding",
+    "default_config",
+    "differences",
+    "explain",
+    "flatten",
+    "from_dict",
+    "from_json",
+    "misfit",
+    "set_from_text",
+    "to_json",
+    "use_current_names",
+    "validate",
+]
