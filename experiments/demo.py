@@ -4,7 +4,7 @@
 
 Trains ResNet-8 alone, then as a 4-way RMN with conditional attention through all four phases. Writes to the folder both
 runs, ``summary.json``, and ``memories.png``: the held-out images nearest to each memory. Started again, it continues
-where it stopped. Three minutes on 2 CPU cores.
+where it stopped. Two minutes on 2 CPU cores.
 """
 
 import json

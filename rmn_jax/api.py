@@ -74,10 +74,11 @@ def convert(model: RMN, variables: dict[str, Any]) -> tuple[RMN, dict[str, Any]]
     if model.routed:
         raise ValueError("the network is routed already")
     routed = model.clone(routed=True)
-    cloned = {kind: clone(tree, model.num_units) for kind, tree in variables.items()}
+    numbers = routed.stages_with_memories
+    cloned = {kind: clone(tree, model.num_units, numbers) for kind, tree in variables.items()}
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     stages = jax.eval_shape(lambda v, x: _apply(model, v, x).pooled, variables, images)
-    memory = {f"memory{i + 1}": jnp.zeros((model.num_units, each.shape[-1])) for i, each in enumerate(stages)}
+    memory = {f"memory{number}": jnp.zeros((model.num_units, stages[number - 1].shape[-1])) for number in numbers}
     return routed, {**cloned, "memory": memory}
 
 
@@ -98,11 +99,11 @@ def initialise_memories(
     step = jax.jit(lambda v, x: _apply(model, v, x).pooled)
     parts = [jax.device_get(step(variables, images[at : at + 256])) for at in range(0, len(images), 256)]
     memory = {}
-    for i in range(len(parts[0])):
-        features = np.concatenate([part[i] for part in parts])
+    for number in model.stages_with_memories:
+        features = np.concatenate([part[number - 1] for part in parts])
         if model.metric == "cosine":
             features = np.asarray(unit_length(jnp.asarray(features)))
-        memory[f"memory{i + 1}"] = jnp.asarray(k_means(features, model.num_units, seed))
+        memory[f"memory{number}"] = jnp.asarray(k_means(features, model.num_units, seed))
     return {**variables, "memory": memory}
 
 

@@ -39,6 +39,18 @@ def test_the_program_of_the_page_trains_through_the_four_phases(capsys):
     assert len(np.unique(routed.assignment[0])) == 2
 
 
+def test_only_the_routed_stages_are_cloned():
+    plain = rmn.RMN(rmn.create_backbone("resnet8", 10, 8, width=4), num_units=3, routed=False, routed_stages=(3,))
+    variables = rmn.init(plain, seed=1, image_size=8)
+    model, cloned = rmn.convert(plain, variables)
+    assert cloned["memory"].keys() == {"memory3"}
+    images = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype(np.float32)
+    cloned = rmn.initialise_memories(model, cloned, images)
+    routed = jax.jit(model.apply)(cloned, images)
+    np.testing.assert_allclose(routed.logits, jax.jit(plain.apply)(variables, images).logits, atol=1e-4)
+    assert len(np.unique(routed.assignment[2])) == 3
+
+
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="already"):
         rmn.register_backbone("resnet8", lambda num_classes, image_size: None)

@@ -18,7 +18,7 @@ from rmn_jax.errors import UserError
 def _train_arguments(parser: ArgumentParser) -> None:
     add_config(parser, required=False)
     add_workdir(parser, "the run folder: checkpoints, metrics.jsonl, config.json")
-    parser.add_argument("--distributed", action="store_true", help="one process of several: call jax.distributed first")
+    parser.add_argument("--distributed", action="store_true", help="this is one of several processes; join the others")
 
 
 def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _join_processes() -> None:
 
 
 def _check_coordinator() -> None:
-    """JAX would end in a crash for a port that is no number."""
+    """JAX crashes if the port is not a number."""
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is None:
         return

@@ -10,15 +10,15 @@ from rmn_jax.errors import UserError
 
 
 def _import_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--backbone", help="of --weights: resnet18, resnet50, vgg16_bn or efficientnet_b0")
+    parser.add_argument("--backbone", help="of the --weights file: resnet18, resnet50, vgg16_bn, efficientnet_b0")
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--weights", type=filled, help="a safetensors file with torchvision's or timm's names")
     origin.add_argument("--from", type=filled, dest="source", metavar="RUN", help="a run, or its exported safetensors")
     add_workdir(parser, "the new run folder")
-    parser.add_argument("--num_units", type=positive, help="N: an RMN that goes on with phases 2-4; else a plain run")
+    parser.add_argument("--num_units", type=positive, help="make an RMN of N units, which continues with phases 2-4")
     parser.add_argument("--num_classes", type=positive, help="K of the network (default: that of the data set)")
     parser.add_argument("--fresh_head", action="store_true", help="initialise the classifier instead of loading it")
-    parser.add_argument("--memories", choices=("keep", "new"), help="of a routed --from: keep (default), or phase 3")
+    parser.add_argument("--memories", choices=("keep", "new"), help="of a routed --from: keep (default) or find new")
     add_config(parser, required=False)
 
 
@@ -37,7 +37,7 @@ def _from_file(arguments: Namespace, overrides: Sequence[str]) -> tuple[dict[str
     if arguments.backbone is None:
         raise UserError("--weights needs --backbone NAME (see rmn import --help)")
     if arguments.memories is not None:
-        raise UserError("--memories is of --from RUN; the weights of a library have none.")
+        raise UserError("--memories needs --from RUN; torchvision and timm weights have no memories.")
     if overrides and arguments.config is None:
         raise UserError(f"{overrides[0].split('=')[0]} needs --config PAGE, the configuration that it changes.")
     report, head = import_run(
@@ -58,7 +58,7 @@ def _from_run(arguments: Namespace, overrides: Sequence[str]) -> tuple[dict[str,
     from rmn_jax.interop.weights_file import load_weights
 
     if arguments.backbone is not None:
-        raise UserError("--backbone is of --weights; a run knows its own.")
+        raise UserError("--backbone goes with --weights only; leave it out.")
     config = None
     if arguments.config is not None:
         config = load_config(arguments.config, overrides)

@@ -73,7 +73,7 @@ def _say(line: str) -> None:
 
 
 def _forget_stdout() -> None:
-    """Nothing more is written to a stdout that is gone or full, also not when Python ends."""
+    """Redirects stdout to /dev/null, so that later writes, also at exit, cannot fail."""
     if sys.stdout is None:
         return
     with contextlib.suppress(OSError, ValueError):
@@ -81,7 +81,7 @@ def _forget_stdout() -> None:
 
 
 def _open_standard_files() -> None:
-    """Opens what a caller closed (``2>&-``) as /dev/null. Else the next file that is opened would take its place."""
+    """Opens closed standard streams (``2>&-``) on /dev/null; otherwise the next opened file would get their number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -45,7 +45,7 @@ def predict(arguments: Namespace, overrides: Sequence[str]) -> None:
 
 
 class _Unreadable:
-    """Names files that cannot be read on stderr. The last thing said is the command's error."""
+    """Reports unreadable files on stderr. The last report becomes the command's error."""
 
     def __init__(self) -> None:
         self._count, self._last = 0, ""

@@ -35,7 +35,7 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.seed = 0
     config.epochs = 120  # of all phases together
     config.stem_epochs = 40  # of phase 1; not used when plain
-    config.batch_size = 256 if variant == "plain" else 1024  # over all devices; the paper's 256 N / 2
+    config.batch_size = 256 if variant == "plain" else 1024  # global; the paper: 256 N / 2
     config.eval_batch_size = 1024
     config.accumulation = 1  # microbatches of a batch, one after another, if memory cannot hold the batch
     config.label_smoothing = 0.0
@@ -79,7 +79,7 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.data.name = "tiny_imagenet"  # digits, cifar100, tiny_imagenet, imagenet2012, tfds:NAME, folder
     config.data.data_dir = ""  # "": TFDS_DATA_DIR, or tfds's default folder
     config.data.path = ""  # of a folder of class folders
-    config.data.classes = 0  # use only the first so many classes; 0: all
+    config.data.classes = 0  # use only the first n classes; 0: all
     config.data.image_size = 0  # pixels; 0: the size of the data set's images
     config.data.augment = "crop_flip"  # none, crop, crop_flip, resized_crop_flip
     config.data.crop_padding = 4

@@ -38,19 +38,19 @@ _JUNK = {"__macosx", "__pycache__", "$recycle.bin", "system volume information",
 HELD_OUT = 10
 
 
-class Passed:
+class Skipped:
     """What an image folder holds beside the images that are used: numbers by reason."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
 
     def add(self, reason: str, count: int = 1) -> None:
-        """Counts ``count`` files or folders that are passed over."""
+        """Counts ``count`` files or folders that are skipped."""
         self._counts[reason] = self._counts.get(reason, 0) + count
 
     def __str__(self) -> str:
         listed = [f"{count} {reason}" for reason, count in sorted(self._counts.items())]
-        return f"; passed over: {', '.join(listed)}" if listed else ""
+        return f"; skipped: {', '.join(listed)}" if listed else ""
 
 
 def open_image_set(path: str) -> ImageSet:
@@ -64,7 +64,7 @@ def open_image_set(path: str) -> ImageSet:
     change it.
 
     Classes are the names of the training folders, sorted. Links to files and folders are followed. Hidden files and
-    files with other suffixes than ``SUFFIXES`` are passed over; ``ImageSet.notes`` counts them by reason.
+    files with other suffixes than ``SUFFIXES`` are skipped; ``ImageSet.notes`` counts them by reason.
 
     Raises:
       UserError: no such folder, no images, one class only, a folder that could be a class or a split, or an evaluation
@@ -77,15 +77,15 @@ def open_image_set(path: str) -> ImageSet:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"There is no folder {root}; set config.data.path to a folder of class folders.")
-    passed = Passed()
+    skipped = Skipped()
     try:
-        train, evaluation = _splits(root, passed)
+        train, evaluation = _splits(root, skipped)
     except OSError as error:
         raise UserError(f"{error.filename or root} cannot be read: {error.strerror}.") from None
     class_names = tuple(sorted(train))
     if len(class_names) < 2:
         raise UserError(
-            f"{root} has only one class with images, {_shown(class_names[0])!r}{passed}; set config.data.path to the "
+            f"{root} has only one class with images, {_shown(class_names[0])!r}{skipped}; set config.data.path to the "
             "folder that holds a folder for each class."
         )
     images = sum(map(len, train.values())), sum(map(len, evaluation.values()))
@@ -101,7 +101,7 @@ def open_image_set(path: str) -> ImageSet:
             read_tails=False,
         ),
         folder=root,
-        notes=f"{root}: {len(class_names)} classes, {images[0]} training and {images[1]} evaluation images{passed}",
+        notes=f"{root}: {len(class_names)} classes, {images[0]} training and {images[1]} evaluation images{skipped}",
     )
 
 
@@ -121,9 +121,9 @@ def open_labelled(path: str, split: str = "eval") -> tuple[list[tuple[Path, int]
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"There is no folder {root}; give a folder of class folders.")
-    passed = Passed()
-    train_root, evaluation_root = _split_roots(root, passed)
-    classes = _list_images(evaluation_root if evaluation_root is not None and split == "eval" else train_root, passed)
+    skipped = Skipped()
+    train_root, evaluation_root = _split_roots(root, skipped)
+    classes = _list_images(evaluation_root if evaluation_root is not None and split == "eval" else train_root, skipped)
     names = sorted(classes)
     files = [(file, label) for label, name in enumerate(names) for file in classes[name]]
     return files, tuple(_shown(name) for name in names)
@@ -137,19 +137,19 @@ def _shown(name: str) -> str:
 _Split = dict[str, list[Path]]
 
 
-def _splits(root: Path, passed: Passed) -> tuple[_Split, _Split]:
+def _splits(root: Path, skipped: Skipped) -> tuple[_Split, _Split]:
     """The image files of training and evaluation by class."""
-    train_root, evaluation_root = _split_roots(root, passed)
+    train_root, evaluation_root = _split_roots(root, skipped)
     if evaluation_root is None:
-        return _hold_out(_list_images(train_root, passed))
-    train, evaluation = _list_images(train_root, passed), _list_images(evaluation_root, passed)
+        return _hold_out(_list_images(train_root, skipped))
+    train, evaluation = _list_images(train_root, skipped), _list_images(evaluation_root, skipped)
     unknown = sorted(set(evaluation) - set(train))
     if unknown:
         raise UserError(f"The class {unknown[0]!r} in {evaluation_root} has no training images in {train_root}.")
     return train, evaluation
 
 
-def _split_roots(root: Path, passed: Passed) -> tuple[Path, Path | None]:
+def _split_roots(root: Path, skipped: Skipped) -> tuple[Path, Path | None]:
     """The folders that hold the class folders of training and of evaluation; None if there is no evaluation folder.
 
     A folder that is named like a split but holds images and no class folders is a class of that name.
@@ -176,7 +176,7 @@ def _split_roots(root: Path, passed: Passed) -> tuple[Path, Path | None]:
                 f"{root} has {train.name}/ with class folders, and {other.name}/ beside it. {_advice(other, train)}"
             )
     for other in named["eval"][1:]:
-        passed.add(f"{other.name}/, because {named['eval'][0].name}/ is used for evaluation,")
+        skipped.add(f"{other.name}/, because {named['eval'][0].name}/ is used for evaluation,")
     for split in (train, *named["eval"][:1]):
         _check_level(split, _folders(split))
     return train, evaluation
@@ -222,7 +222,7 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not _is_junk(file) and file.is_file()
 
 
-def _walk(folder: Path, passed: Passed | None = None) -> Iterator[Path]:
+def _walk(folder: Path, skipped: Skipped | None = None) -> Iterator[Path]:
     """The image files below a folder. Links to folders are followed, but never into a folder they lie in."""
 
     def enter(at: Path, above: frozenset) -> Iterator[Path]:
@@ -235,14 +235,14 @@ def _walk(folder: Path, passed: Passed | None = None) -> Iterator[Path]:
                 yield entry
             elif entry.is_dir() and not _is_junk(entry):
                 yield from enter(entry, above | {inode})
-            elif passed is not None:
-                passed.add(_reason(entry))
+            elif skipped is not None:
+                skipped.add(_reason(entry))
 
     yield from enter(folder, frozenset())
 
 
 def _reason(entry: Path) -> str:
-    """Why a file or folder is passed over."""
+    """Why a file or folder is skipped."""
     if _is_junk(entry):
         return "hidden"
     if not entry.exists():
@@ -260,22 +260,22 @@ def _holds_classes(folder: Path) -> bool:
     return any(_holds_images(inner) for inner in _folders(folder))
 
 
-def _list_images(root: Path, passed: Passed) -> _Split:
+def _list_images(root: Path, skipped: Skipped) -> _Split:
     """{class name: image files} of the class folders in ``root`` that hold images, both sorted."""
-    classes = {folder.name: sorted(_walk(folder, passed)) for folder in _folders(root)}
+    classes = {folder.name: sorted(_walk(folder, skipped)) for folder in _folders(root)}
     for entry in root.iterdir():
         if entry.name == statistics.FILE or entry.name.startswith(f"{statistics.FILE}."):
             continue
         if _is_image(entry):
-            passed.add("images outside of class folders")
+            skipped.add("images outside of class folders")
         elif _is_junk(entry) or not entry.is_dir():
-            passed.add(_reason(entry))
+            skipped.add(_reason(entry))
     empty = sorted(name for name, files in classes.items() if not files)
     if empty:
-        passed.add(f"class folders without images ({', '.join(map(repr, empty[:3]))})", len(empty))
+        skipped.add(f"class folders without images ({', '.join(map(repr, empty[:3]))})", len(empty))
     classes = {name: files for name, files in classes.items() if files}
     if not classes:
-        raise UserError(f"{root} has no class folders with images ({', '.join(SUFFIXES)}){passed}.")
+        raise UserError(f"{root} has no class folders with images ({', '.join(SUFFIXES)}){skipped}.")
     return classes
 
 

@@ -42,7 +42,7 @@ class ImageSet(NamedTuple):
       evaluation: the evaluation split.
       fingerprint: as in ``DatasetInfo``.
       folder: where statistics may be stored, or None.
-      notes: a line for people: what was found, and what was passed over; "" says nothing.
+      notes: a line for people: what was found, and what was skipped; "" says nothing.
     """
 
     name: str

@@ -71,7 +71,7 @@ class Dataset(Protocol):
     Attributes:
       info: facts about the data set.
       steps_per_epoch: training batches in an epoch; the remainder of the training split is dropped.
-      notes: a line for people: numbers of classes and images, and what was passed over, by reason.
+      notes: a line for people: numbers of classes and images, and what was skipped, by reason.
     """
 
     info: DatasetInfo

@@ -24,8 +24,8 @@ class Prediction(NamedTuple):
     assignment: jax.Array
 
 
-# XLA:CPU fuses element-wise operations into convolutions and products before it selects those that its fast library
-# (YNNPACK) computes. It then finds only a few. With these options it selects each operation alone and finds all.
+# XLA:CPU fuses first and then recognises few operations for its fast library, YNNPACK. These options offload each
+# convolution and product separately.
 _ONE_BY_ONE = ("LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION", "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT")
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ",".join(_ONE_BY_ONE)}
 

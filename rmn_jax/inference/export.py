@@ -106,7 +106,7 @@ def _network(trained: Trained, form: str) -> Callable[[dict[str, jax.Array], jax
         variables = jax.tree.unflatten(structure, [weights[name] for name in names])
         batch, more = images.shape[0], _CHUNK - 1
         keys = example_keys(jax.random.key(0), jnp.arange(batch + more))
-        # More rows than the batch, so that a slice of a chunk fits whatever the batch; they are not computed.
+        # Padded by _CHUNK - 1 rows, so that no slice of a chunk passes the end; the padding is not computed.
         rows = jnp.pad(fit(images, height, width), ((0, more), (0, 0), (0, 0), (0, 0)))
         shapes = jax.eval_shape(chunk, variables, rows[:1], keys[:1])
         found = tuple(jnp.zeros((batch + more, shape.shape[1]), shape.dtype) for shape in shapes)

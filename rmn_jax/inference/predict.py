@@ -70,7 +70,7 @@ def make_predictor(network: Trained | Exported) -> Predictor:
 
 
 def find_images(words: Iterable[str | pathlib.Path]) -> Iterator[pathlib.Path]:
-    """The image files that words name: a file is itself, a folder all images below it, sorted.
+    """Expands files and folders to image files, sorted within a folder.
 
     Raises:
       UserError: a folder without images.

@@ -1,6 +1,6 @@
 """Scales images of any size inside a compiled program, as ``rmn_jax.data.decode.fit`` does on the host with OpenCV.
 
-Height and width may be symbolic (``jax.export``), so the sizes are numbers of the program and no shape depends on them:
+Height and width may be symbolic (``jax.export``), so sizes are computed at run time and no array shape depends on them:
 each output pixel computes which input pixels it reads.
 
 Axes: B batch, H W height and width (see ``rmn_jax``).

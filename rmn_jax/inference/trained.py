@@ -42,7 +42,7 @@ def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
 
     Args:
       workdir: the run folder.
-      warn: receives a line for each damaged checkpoint that is passed over.
+      warn: receives a line for each damaged checkpoint that is skipped.
 
     Raises:
       UserError: no run there, or no checkpoint.

@@ -41,8 +41,8 @@ def import_run(
       workdir: a folder without a run.
       num_units: N of an RMN, whose training continues with phase 2. None makes a plain run.
       num_classes: K of the network; None is that of the data set.
-      fresh_head: initialise the classifier instead of loading it. This is done without asking where the file has
-        another number of classes than the data set.
+      fresh_head: initialise the classifier instead of loading it. Also done if the file has another
+        number of classes than the data set.
       config: for the training; None is ImageNet at 224 pixels. It is changed: ``stem_epochs`` to 0, the backbone, N
         and the method to those of the arguments, and the normalisation, if it has none, to that of the weights.
 

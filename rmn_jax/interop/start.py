@@ -47,7 +47,7 @@ def set_normalisation(config: ConfigDict, mean, std) -> None:
 def describe_data(
     config: ConfigDict, num_classes: int | None, fallback: tuple[str, ...] | None = None
 ) -> data.DatasetInfo:
-    """The data set of a configuration with a given normalisation; without it, a placeholder with K classes.
+    """The data set of a configuration with a given normalisation; if it is missing, a placeholder with K classes.
 
     Args:
       config: complete, with ``data.mean`` and ``data.std``.
@@ -86,7 +86,7 @@ def begin_run(
       folder: without a run.
       config: of the run.
       info: of its data set.
-      phase: the phase that the first checkpoint is at the end of. Training goes on with the next.
+      phase: the last completed phase. Training continues with the next.
       fill: initial variables of the network of that phase -> its variables with the weights. It raises UserError
         for weights that do not fit; nothing is written then.
       origin: what the weights were, for ``origin.json``; the result of ``fill`` may have added to it.

@@ -42,7 +42,7 @@ def transfer_run(
       config: of the new run; None is that of the source. ``stem_epochs`` becomes 0.
       num_units: N, to make an RMN of a plain run. A routed run keeps its N.
       num_classes: K, where the data set is not at hand.
-      fresh_head: initialise the classifier. This is done without asking where the classes are others.
+      fresh_head: initialise the classifier. Also done if the classes differ.
       memories: of a routed run: "keep" goes on with phase 4, "new" with phase 3.
 
     Returns:
@@ -72,7 +72,7 @@ def transfer_run(
 
 
 def _matching_config(config: ConfigDict | None, weights: Weights, num_units: int | None) -> ConfigDict:
-    """The new run's configuration; refuses one of another network than the weights'."""
+    """The new run's configuration; refuses a configuration of another network."""
     theirs = weights.config.model
     if config is None:
         config = weights.config.copy_and_resolve_references()
@@ -111,7 +111,7 @@ def _head(weights: Weights, info: DatasetInfo, fresh_head: bool) -> tuple[bool, 
 
 
 def _filled(variables: dict[str, Any], weights: Weights, fresh_head: bool, report: dict[str, list[str]]):
-    """The variables with the weights. Heads may be fresh; attention is fresh where a plain run had another."""
+    """The variables with the weights. The head may keep initial values; so may attention that a plain run lacks."""
 
     def leaf(path, initial):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -8,7 +8,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
@@ -70,7 +69,7 @@ def save_torchvision(trained: Trained, out: str | pathlib.Path) -> int:
     if trained.model.routed:
         raise UserError("torchvision has no routed networks; export this run with --format=safetensors.")
     if trained.model.attention != "none":
-        raise UserError("torchvision has no such attention; export this run with --format=safetensors.")
+        raise UserError("torchvision has no attention between stages; export this run with --format=safetensors.")
     content = save(to_torchvision(trained.variables, trained.config.model.backbone), metadata={"format": "pt"})
     write_bytes(pathlib.Path(out), content)
     return len(content)
@@ -99,20 +98,12 @@ def load_weights(source: str | pathlib.Path, warn=print) -> Weights:
             f"{source} has no header of this package; weights of torchvision or timm are read with --weights."
         )
     if about.get("version") != VERSION:
-        raise UserError(f"{source} is of format {about.get('version')}, this release reads {VERSION}; update rmn_jax.")
+        raise UserError(
+            f"{source} is of format {about.get('version')}, this one reads {VERSION}; use the release that wrote it."
+        )
     bad = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
     if bad:
         raise UserError(f"{source} has values that are not finite, in {bad}; nothing was imported.")
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["dataset"].items()}
     config = configuration.from_dict(about["config"], str(source))
     return Weights(arrays, config, data.DatasetInfo(**fields), bool(about["routed"]), str(source))
-
-
-def unflatten(arrays: dict[str, np.ndarray], shapes: Any) -> Any:
-    """A tree in the form of ``shapes`` from arrays by path; a leaf that is absent or of another shape is None."""
-
-    def leaf(path, wanted):
-        found = arrays.get(jax.tree_util.keystr(path, simple=True, separator="/"))
-        return found if found is not None and found.shape == wanted.shape else None
-
-    return jax.tree_util.tree_map_with_path(leaf, shapes)

@@ -8,16 +8,18 @@
 | depthwise convolution | shifted products | XLA's own | XLA's own; sorted: shifted products |
 | inference | folded: ``im2col`` or ``winograd``; or as above | as above | as above |
 
-Which algorithm ``loop`` uses for a tile is decided there, by ``winograd.fits`` and by the size of the map.
+``loop`` itself chooses the algorithm of a tile, by ``winograd.fits`` and the size of the map.
 
 A backend is a module with three functions, ``forward``, ``input_gradient`` and ``kernel_gradient``. ``loop`` and
 ``scan`` take a batch sorted by unit, ``tiles`` and ``sliced`` take tiles, ``slots`` and ``mosaic`` take slots
 (``rmn_jax.routing.layout``). All are exact for any load.
 
-A stage has one layout for all its layers. In slots, each layer has a choice of its own (``slots_backend``): ``mosaic``,
-kernels for Hopper, where they fit, else ``slots``, XLA's grouped convolution. ``config.model.backend`` = "mosaic"
-chooses slots with kernels where they fit, "slots" chooses slots without kernels, on any platform. "sliced" is "tiles"
-in groups of at most 128 channels.
+A stage has one layout for all its layers. ``config.model.backend`` names it and its code, on any platform:
+
+- "mosaic": layout ``Slots``, our kernels for Hopper where they fit, else as "slots" (``slots_backend``, by layer).
+- "slots": layout ``Slots``, XLA's grouped convolution.
+- "tiles": layout ``Tiles``, XLA's grouped convolution. "sliced" is the same in groups of at most 128 channels.
+- "loop", "scan": layout ``Sorted``.
 
 GPUs keep ``tiles`` until the kernels of ``mosaic`` have been measured: they have run in JAX's interpreter and have been
 lowered for CUDA, and have never run on a GPU. ``python -m benchmarks.gpu kernels`` decides; then change

@@ -52,9 +52,10 @@ def routed_conv(
       layout: the stage's layout.
       strides: in both directions, in pixels.
       padding: zeros on every side, in pixels; None means ``kh // 2``, PyTorch's usual "same".
-      backend: "auto" or a name in ``choose.BACKENDS``, for a sorted batch. Tiles use "sliced" if that is named, else
-        "tiles". With "tiles", "sliced", "slots" or "mosaic" a sorted batch is laid out for this layer alone. Slots use
-        "slots" if that is named, else the one of "mosaic" and "slots" that ``choose.slots_backend`` says.
+      backend: "auto" or a name in ``choose.BACKENDS``. By the layout of x:
+        Sorted: the named backend; one for tiles or slots converts the layout for this layer alone.
+        Tiles: "sliced" if named, else "tiles".
+        Slots: "slots" if named, else the choice of ``choose.slots_backend``.
 
     Returns:
       [B, OH, OW, O], [L, OH, OW, V, O] or [OH, OW, R, O], in the layout of x.

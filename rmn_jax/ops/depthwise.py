@@ -5,8 +5,8 @@
 A tap multiplies each channel by one number, so one kernel for each row costs no more than a shared one. For sorted
 rows, routed and plain are therefore the same function; the plain one has a kernel of one row. XLA:CPU's grouped
 convolution is many times slower than these products (``docs/backbones.md`` has figures). On other platforms the plain
-layer is the grouped convolution: it reads its input once, where the gradient of the products reads it once for every
-second tap. A routed layer in tiles is a plain layer with more channels.
+layer is the grouped convolution: it reads its input once; the gradient of the shifted products would read it about
+once per two taps. A routed layer in tiles is a plain layer with more channels.
 
 Axes: B batch, N units, H W height and width, C channels (see ``rmn_jax``).
 """

@@ -21,8 +21,8 @@ class Moments(NamedTuple):
     Attributes:
       mean: [C] or [N, C] float32.
       variance: biased, as ``mean``.
-      values: [] or [N] float32, how many values (rows times pixels) were averaged, those of the whole batch included
-        where it has a part in the statistics.
+      values: [] or [N] float32, number of values (rows times pixels) averaged; for "batch" and "mixed" also those of
+        the whole batch.
     """
 
     mean: jax.Array
@@ -45,10 +45,10 @@ def batch_moments(
 
     - "unit": the unit's own inputs.
     - "batch": all inputs of the batch; the same for every unit.
-    - "mixed": first and second moment are ``w_j own + (1 - w_j) batch``, with ``w_j = r n_j / (n_j + n / N)``. At r = 1
-      a unit has its own values and, as if they were more of them, n / N values distributed like the whole batch. A unit
-      with an even share weighs both alike; a small group takes nearly all from the batch, and a unit without inputs
-      takes all. At r = 0 it is "batch".
+    - "mixed": first and second moment are ``w_j own + (1 - w_j) batch``, with ``w_j = r n_j / (n_j + n / N)``. r = 1
+      equals adding n / N pseudo-values, distributed like the batch, to the unit's own. A unit with an even share of the
+      batch weighs both alike. A small group takes nearly all from the batch, a unit without inputs takes all. r = 0 is
+      "batch".
 
     Args:
       x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.

@@ -11,7 +11,7 @@ sum over tiles is a product with zeros.
 
 One forward pass on a GPU: the kernels [N, kh, kw, C, O] are gathered by the unit of each tile into [kh, kw, C, V O].
 Then ``lax.conv_general_dilated`` with V groups, cuDNN's grouped convolution, computes [L, H, W, V C] ->
-[L, OH, OW, V O].
+[L, OH, OW, V O]. From 256 channels a group on, cuDNN has no grouped kernel and convolves group by group.
 
 Axes: B batch, N units, H W height and width, C channels in, O channels out, L slots in a tile, V tiles.
 """

@@ -1,7 +1,7 @@
-"""Batch layouts: batch order, rows sorted by unit, or tiles that each hold rows of one unit.
+"""Batch layouts: batch order, rows sorted by unit, tiles that each hold rows of one unit, or slots.
 
 A layout is made once for each stage and shared by all its layers. No input is dropped and there is no capacity factor:
-a unit's group is as long as its load. Feature maps are in one of three layouts:
+a unit's group is as long as its load. Feature maps are in one of four layouts:
 
     None    batch order, [B, H, W, C]
     Sorted  rows sorted by unit, [B, H, W, C]: the rows of one unit are consecutive

@@ -142,7 +142,7 @@ class Checkpoints:
             try:
                 return self._load(path, position, make_target(position), only_recorded=foreign is not None), position
             except Misnamed as problem:
-                self._warn(f"checkpoint {path} is passed over: {problem}")
+                self._warn(f"checkpoint {path} is skipped: {problem}")
             except Damaged as problem:
                 if isinstance(problem, Foreign):
                     foreign = foreign or problem

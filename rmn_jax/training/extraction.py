@@ -32,7 +32,7 @@ class Views(NamedTuple):
     """Whether the augmented views of an image go to the same unit, at one stage.
 
     Attributes:
-      share: of an image's views, the share that goes to the unit that most of them go to; mean over images.
+      share: fraction of an image's views that go to its most frequent unit, averaged over images.
       chance: the same if each view went to a unit at random, by the units' loads.
       inputs: number of training images looked at.
       views: number of views of each image.

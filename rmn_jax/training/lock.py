@@ -36,15 +36,17 @@ def own(workdir: pathlib.Path, warn: Callable[[str], None]) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}.") from None
     try:
-        _lock(file, path, warn)
+        locked = _lock(file, path, warn)
         yield
+        if locked:  # a process that was refused must not erase the name of the owner
+            with contextlib.suppress(OSError):
+                os.ftruncate(file, 0)
     finally:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, 0)
         os.close(file)
 
 
-def _lock(file: int, path: pathlib.Path, warn: Callable[[str], None]) -> None:
+def _lock(file: int, path: pathlib.Path, warn: Callable[[str], None]) -> bool:
+    """Takes the lock and writes the owner's name; whether the file system has locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,10 +57,11 @@ def _lock(file: int, path: pathlib.Path, warn: Callable[[str], None]) -> None:
         if error.errno not in _NO_LOCKS:
             raise UserError(f"cannot lock {path}: {error.strerror}.") from None
         warn(f"{path.parent} is on a file system without locks; make sure that no other process trains there")
-        return
+        return False
     with contextlib.suppress(OSError):  # the disk may be full; the lock holds without a name in the file
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    return True
 
 
 def _owner(file: int) -> str:

@@ -102,10 +102,9 @@ def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainS
     Args:
       run: the run.
       state: right after cloning.
-      stem: at the end of phase 1. In evaluation mode the cloned network gives the outputs of the plain network for
-        any memories, so the plain network is used: without augmentation, and with conditional attention under the
-        random condition of phase 1. With ``config.ema`` they still use the trained parameters, not the average,
-        because phase 4 routes by those.
+      stem: the state at the end of phase 1. In evaluation the plain and the cloned network agree, so features come
+        from the plain one: without augmentation, and with conditional attention under the random condition of phase
+        1. They use the trained parameters, not the EMA, because phase 4 routes by those.
     """
     run.reporter.say("phase 3: k-means of each routed stage's inputs for the memories")
     # In batches of the training microbatch size: the last bits depend on it, and ``eval_batch_size`` may change.

@@ -24,9 +24,9 @@ def renew_memories(run: Run, state: TrainState) -> TrainState:
     """
     run.reporter.say("phase 3: k-means of each stage's inputs, from the old memories")
     batch_size = run.config.batch_size // run.config.accumulation
-    for stage in range(len(state.memory)):
-        name = f"memory{stage + 1}"
-        inputs = extract(run, state.variables, routed=True, split="train", batch_size=batch_size).pooled[stage]
+    for stage in run.networks.routed_stages:
+        name = f"memory{stage}"
+        inputs = extract(run, state.variables, routed=True, split="train", batch_size=batch_size).pooled[stage - 1]
         start = np.asarray(state.memory[name])
         if run.config.model.metric == "cosine":
             inputs, start = (np.asarray(routing.unit_length(jnp.asarray(each))) for each in (inputs, start))

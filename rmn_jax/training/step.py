@@ -85,8 +85,8 @@ def make_train_step(
       unit_gradient: "share" is the gradient of the batch's mean loss, in which a unit weighs by its share of the inputs
         (the paper's loss); "own" is the mean over the inputs of the unit.
       balance_loss: weight of the router's auxiliary loss (with ``accumulation``: of its mean over microbatches).
-      mixing: (step, steps) for batch norm with "mixed" statistics: a unit's own have no part in them up to that step,
-        and their part then grows linearly to its full size for so many steps (see ``rmn_jax.ops.batch_moments``).
+      mixing: (start, length) in steps, for batch norm with "mixed" statistics: r of ``rmn_jax.ops.batch_moments`` is 0
+        until step ``start``, then rises linearly to 1 over ``length`` steps.
 
     Returns:
       A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
@@ -132,9 +132,8 @@ def make_train_step(
         )
         return state, jnp.where(is_finite(state), loss / size, jnp.nan)
 
-    # With check_vma=False (JAX does not track which values differ between devices) the transpose of the psum in the
-    # forward pass (batch norm) is a psum. Each device then differentiates the global loss, and one psum of the
-    # gradients remains, above.
+    # With check_vma=False (JAX does not track which values differ between devices) the transpose of psum is psum. Hence
+    # each device differentiates the global loss through batch norm, and the gradients need only the one psum above.
     sharded = jax.shard_map(device_step, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
 
     # The sums of the epoch stay outside: the load of a plain network is [0, N], and jaxlib 0.11 crashes if an array

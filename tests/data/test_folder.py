@@ -187,7 +187,7 @@ REFUSED = {
     doubled: r"moved/train has one folder with images, train/",
     unknown_splits: r"part_a/ and part_b/, which hold folders of the same names.*rename them to train and val",
     unsorted_test: r"train/ with class folders, and test/ beside it. Its images are in no class folders",
-    other_suffix: r"only one class .*passed over: 30 .gif images, which are not read .*without images \('cat'",
+    other_suffix: r"only one class .*skipped: 30 .gif images, which are not read .*without images \('cat'",
 }
 
 

@@ -67,6 +67,15 @@ def test_memories_are_found_anew_from_an_exported_file(routed, tmp_path, capsys)
     assert np.abs(started - load_weights(routed).arrays["memory/memory1"]).max() > 1e-3
 
 
+def test_memories_of_one_routed_stage_are_found_anew(tmp_path, capsys):
+    assert main(["train", f"--workdir={tmp_path / 'old'}", *TINY, "--config.model.routed_stages=last"]) == 0
+    assert main(["import", f"--from={tmp_path / 'old'}", f"--workdir={tmp_path / 'new'}", "--memories=new"]) == 0
+    assert main(["train", f"--workdir={tmp_path / 'new'}"]) == 0
+    assert phases(tmp_path / "new") == [4, 4]
+    memories = {name for name in load_weights(tmp_path / "new").arrays if name.startswith("memory/")}
+    assert memories == {"memory/memory3"}
+
+
 def test_other_classes_begin_with_a_new_head(routed, tmp_path, capsys):
     assert main(["import", f"--from={routed}", f"--workdir={tmp_path / 'a'}", "--config.data.classes=6"]) == 0
     assert "10 classes there, 6 in digits" in last(capsys)["head"]
@@ -77,7 +86,7 @@ MISFITS = {
     "--config.model.width=16": "has config.model.width 8, the new run 16",
     "--config.model.num_units=3": "has config.model.num_units 2, the new run 3",
     "--num_units=5": "has 2 units, and keeps them",
-    "--backbone=resnet8": "--backbone is of --weights",
+    "--backbone=resnet8": "--backbone goes with --weights only",
 }
 
 
@@ -95,7 +104,7 @@ def test_files_that_are_not_ours_are_one_line(tmp_path, capsys):
     (tmp_path / "text").write_text("x")
     wrong = {
         "foreign": "weights of torchvision or timm are read with --weights",
-        "newer": "is of format 9, this release reads 1",
+        "newer": "is of format 9, this one reads 1",
         "text": "neither a run folder nor a readable safetensors file",
         "absent": "no such run or file",
     }

@@ -37,8 +37,9 @@ def holder(tmp_path):
 
 def test_a_second_owner_is_refused_and_the_first_is_named(holder, tmp_path):
     owner = f"process {holder.pid} on {socket.gethostname()} trains in {tmp_path} already"
-    with pytest.raises(UserError, match=owner), lock.own(tmp_path, print):
-        pytest.fail("two owners")
+    for _ in range(2):  # a refusal leaves the owner's name in the file
+        with pytest.raises(UserError, match=owner), lock.own(tmp_path, print):
+            pytest.fail("two owners")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
