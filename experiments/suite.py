@@ -205,7 +205,11 @@ def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
     settings: dict[str, Any] = {"data__data_dir": arguments.data_dir} if arguments.data_dir else {}
     if arguments.epochs:
         settings |= {"epochs": arguments.epochs, "stem_epochs": max(1, arguments.epochs // 3)}
-    return [row._replace(config=with_settings(row.config, **settings)) for row in chosen]
+    warmups = [min(row.config.learning_rate.warmup_epochs, arguments.epochs or sys.maxsize) for row in chosen]
+    return [
+        row._replace(config=with_settings(row.config, **settings, learning_rate__warmup_epochs=warmup))
+        for row, warmup in zip(chosen, warmups, strict=True)
+    ]
 
 
 def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> dict[str, Any]:

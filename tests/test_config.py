@@ -25,6 +25,21 @@ REFUSED = {
     "negative momentum": ({"optimizer": {"momentum": -0.9}}, "config.optimizer.momentum is -0.9"),
     "a decay of one": ({"optimizer": {"decay": 1.0}}, "config.optimizer.decay is 1.0"),
     "a negative weight decay": ({"optimizer": {"weight_decay": -1e-5}}, "config.optimizer.weight_decay is -1e-05"),
+    "a warm-up longer than the run": (
+        {"epochs": 3, "stem_epochs": 1},
+        "config.learning_rate.warmup_epochs is 5, longer than the run of 3 epochs; set it to config.epochs or less.",
+    ),
+    "an unknown optimizer": (
+        {"optimizer": {"name": "adam"}},
+        "config.optimizer.name is 'adam'; use one of adamw, lamb, nesterov, rmsprop, sgd. Did you mean 'adamw'?",
+    ),
+    "an unknown choice of decay": ({"optimizer": {"weight_decay_on": "kernel"}}, "Did you mean 'kernels'?"),
+    "a negative largest norm": ({"optimizer": {"clip_norm": -1.0}}, "config.optimizer.clip_norm is -1.0"),
+    "an infinite largest norm": ({"optimizer": {"clip_norm": float("inf")}}, "config.optimizer.clip_norm is inf"),
+    "beta of one": ({"optimizer": {"beta2": 1.0}}, "config.optimizer.beta2 is 1.0"),
+    "no epsilon": ({"optimizer": {"adam_epsilon": 0.0}}, "config.optimizer.adam_epsilon is 0.0; it must be above 0."),
+    "a negative factor": ({"learning_rate": {"stem_factor": -0.1}}, "config.learning_rate.stem_factor is -0.1"),
+    "a factor of NaN": ({"learning_rate": {"head_factor": float("nan")}}, "config.learning_rate.head_factor is nan"),
     "an infinite balance loss": ({"balance_loss": float("inf")}, "config.balance_loss is inf"),
     "a balance loss of NaN": ({"balance_loss": float("nan")}, "config.balance_loss is nan"),
     "uneven pairs": ({"accumulation": 128, "mixup": 0.2}, "pairs of mixup; use a multiple of 2048"),
@@ -38,6 +53,14 @@ def test_a_wrong_value_is_one_line(values, message):
     with pytest.raises(UserError) as error:
         validate(config, device_count=8)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_stored_run_may_have_a_warm_up_that_a_new_run_may_not():
+    config = default_config()
+    config.epochs, config.stem_epochs = 3, 1
+    validate(config, device_count=8, stored=True)
+    config.learning_rate.warmup_epochs = 3  # as long as the run
+    validate(config, device_count=8)
 
 
 def test_with_one_device_the_message_does_not_mention_devices():

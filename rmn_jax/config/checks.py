@@ -11,9 +11,18 @@ from rmn_jax.errors import UserError
 from rmn_jax.models import ATTENTIONS, BACKBONES, create_backbone, parse_stages
 from rmn_jax.models.build import backbone_options, option_names
 
+OPTIMIZERS = ("sgd", "nesterov", "adamw", "lamb", "rmsprop")
 
-def validate(config: ConfigDict, device_count: int) -> None:
-    """Raises UserError for a value that no run can use, on ``device_count`` devices."""
+
+def validate(config: ConfigDict, device_count: int, *, stored: bool = False) -> None:
+    """Raises UserError for a value that no run can use, on ``device_count`` devices.
+
+    Args:
+      config: complete.
+      device_count: number of devices of all hosts.
+      stored: whether it is that of a run that exists. Earlier releases took values that a new run may not have: they
+        shortened a warm-up that was longer than the run.
+    """
 
     def check(good: bool, message: str) -> None:
         if not good:
@@ -36,7 +45,8 @@ def validate(config: ConfigDict, device_count: int) -> None:
     one_of("model.metric", routing.METRICS)
     one_of("model.statistics", ops.STATISTICS)
     one_of("unit_gradient", ("share", "own"))
-    one_of("optimizer.name", ("sgd", "rmsprop"))
+    one_of("optimizer.name", OPTIMIZERS)
+    one_of("optimizer.weight_decay_on", ("all", "kernels"))
     one_of("learning_rate.scaling", ("none", "linear"))
     one_of("dtype", ("auto", "float32", "bfloat16"))
     check(
@@ -61,6 +71,11 @@ def validate(config: ConfigDict, device_count: int) -> None:
     check(0 <= config.seed < 2**32, f"config.seed is {config.seed}; it must be from 0 to 4294967295.")
     rate = config.learning_rate
     check(rate.warmup_epochs >= 0, f"config.learning_rate.warmup_epochs is {rate.warmup_epochs}; it must be 0 or more.")
+    check(
+        stored or rate.warmup_epochs <= config.epochs,
+        f"config.learning_rate.warmup_epochs is {rate.warmup_epochs}, longer than the run of {config.epochs} epochs; "
+        "set it to config.epochs or less.",
+    )
     reference = rate.reference_batch
     check(reference >= 1, f"config.learning_rate.reference_batch is {reference}; it must be 1 or more.")
     _check_reals(config)
@@ -96,10 +111,16 @@ def _check_reals(config: ConfigDict) -> None:
     """Raises UserError for a rate or weight out of range; NaN is out of every range."""
     values = flatten(config)
     rates = ("learning_rate.initial", "learning_rate.peak", "learning_rate.final")
-    for key in (*rates, "optimizer.weight_decay", "optimizer.epsilon", "balance_loss"):
+    factors = ("learning_rate.stem_factor", "learning_rate.stages_factor", "learning_rate.head_factor")
+    optimizer = ("optimizer.weight_decay", "optimizer.epsilon", "optimizer.clip_norm")
+    for key in (*rates, *factors, *optimizer, "balance_loss"):
         if not 0 <= values[key] < math.inf:
             raise UserError(f"config.{key} is {values[key]}; it must be 0 or more, and finite.")
-    for key in ("optimizer.momentum", "optimizer.decay"):
+    if (
+        not 0 < values["optimizer.adam_epsilon"] < math.inf
+    ):  # at 0 a unit without inputs, and so gradient, divides 0 by 0
+        raise UserError(f"config.optimizer.adam_epsilon is {values['optimizer.adam_epsilon']}; it must be above 0.")
+    for key in ("optimizer.momentum", "optimizer.decay", "optimizer.beta1", "optimizer.beta2"):
         if not 0 <= values[key] < 1:
             raise UserError(f"config.{key} is {values[key]}; it must be 0 or more, and below 1.")
 

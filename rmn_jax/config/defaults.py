@@ -61,19 +61,28 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.model.backend = "auto"  # of routed convolutions: a name in BACKENDS of rmn_jax/ops/choose.py
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # or "rmsprop"
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 1e-5  # coupled (L2), on all parameters
+    config.optimizer.name = "sgd"  # or "nesterov", "adamw", "lamb", "rmsprop"
+    config.optimizer.momentum = 0.9  # sgd, nesterov and rmsprop
+    config.optimizer.weight_decay = 1e-5  # coupled (L2); decoupled in adamw and lamb
+    config.optimizer.weight_decay_on = "all"  # parameters; or "kernels": not on the scales of norms and the biases
     config.optimizer.decay = 0.9  # of rmsprop's mean square
     config.optimizer.epsilon = 1e-3  # rmsprop
+    config.optimizer.beta1 = 0.9  # adamw and lamb: of the mean gradient
+    config.optimizer.beta2 = 0.999  # adamw and lamb: of the mean square
+    config.optimizer.adam_epsilon = 1e-8  # adamw and lamb
+    config.optimizer.clip_norm = 0.0  # largest norm of the whole gradient; 0 is off
+    config.optimizer.freeze = ""  # patterns of parameters that are not trained: "stem,stage1/*/conv?"
 
     config.learning_rate = ConfigDict()
     config.learning_rate.initial = 1e-5
     config.learning_rate.peak = 0.48
     config.learning_rate.final = 1e-5
-    config.learning_rate.warmup_epochs = 5
+    config.learning_rate.warmup_epochs = 5  # at most config.epochs
     config.learning_rate.scaling = "none"  # "linear": the peak is for reference_batch and proportional to the batch
     config.learning_rate.reference_batch = 256
+    config.learning_rate.stem_factor = 1.0  # the rate of the stem is so many times the schedule's
+    config.learning_rate.stages_factor = 1.0  # of the stages with their attention
+    config.learning_rate.head_factor = 1.0
 
     config.data = ConfigDict()
     config.data.name = "tiny_imagenet"  # digits, cifar100, tiny_imagenet, imagenet2012, tfds:NAME, folder

@@ -25,6 +25,9 @@ class Networks:
       preprocess: of the data set's images.
       mesh: the devices.
       steps_per_epoch: for the learning-rate schedule.
+
+    Raises:
+      UserError: a pattern of ``config.optimizer.freeze`` matches no parameter.
     """
 
     def __init__(
@@ -36,11 +39,14 @@ class Networks:
         steps_per_epoch: int,
     ):
         self._config, self._info, self._preprocess, self._mesh = config, info, preprocess, mesh
+        self._steps_per_epoch = steps_per_epoch
         self._optimizer = make_optimizer(config, steps_per_epoch)
         routed_from = config.stem_epochs * steps_per_epoch
         self._mixing = (routed_from, max(1, (config.epochs * steps_per_epoch - routed_from) // 2))
         self._train_steps: dict[bool, Any] = {}
         self._eval_steps: dict[bool, Any] = {}
+        if config.optimizer.freeze:
+            self.state_shapes(routed=False)  # raises here, before the run folder is written
 
     def model(self, routed: bool) -> RMN:
         """The routed network, or the plain one ("Original", and phase 1) over the same backbone."""
@@ -55,9 +61,10 @@ class Networks:
         """The jitted optimizer step, see ``rmn_jax.training.step.make_train_step``."""
         config = self._config
         if routed not in self._train_steps:
+            model = self.model(routed)
             self._train_steps[routed] = steps.make_train_step(
-                self.model(routed),
-                self._optimizer,
+                model,
+                make_optimizer(config, self._steps_per_epoch, model.stages_with_memories),
                 self._preprocess.train,
                 self._mesh,
                 alpha=config.model.memory_momentum,

@@ -70,7 +70,7 @@ class Run:
         self.config = config
         self.workdir = run_path(workdir)
         self.mesh = steps.make_mesh(devices)
-        configuration.validate(config, self.mesh.size)
+        configuration.validate(config, self.mesh.size, stored=(self.workdir / CONFIG_FILE).exists())
         if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             raise UserError("JAX_ENABLE_X64 is on, but runs are in float32; unset it, or set it to 0.")
         _check_same_run(config, self.workdir)

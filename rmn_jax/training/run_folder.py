@@ -51,7 +51,7 @@ def read_run(workdir: Any) -> StoredRun:
     if differing:
         raise UserError(f"{path}/{differing}; put the file back as it was.")
     try:
-        configuration.validate(config, device_count=1)
+        configuration.validate(config, device_count=1, stored=True)
     except UserError as error:
         raise UserError(f"{path / CONFIG_FILE}: {error}") from None
     return StoredRun(path, config, info)

@@ -21,6 +21,7 @@ from rmn_jax import routing
 from rmn_jax.models import RMN, Outputs
 from rmn_jax.training.ema import update_ema
 from rmn_jax.training.gradients import BatchSums, accumulate, make_microbatch_sums, scale_units, split_microbatches
+from rmn_jax.training.optimizer import apply_changes
 from rmn_jax.training.state import Metrics, TrainState
 
 AXIS = "data"
@@ -119,7 +120,7 @@ def make_train_step(
             factors = (size / jnp.maximum(inputs, 1.0) for inputs in load)
             gradients = scale_units(gradients, dict(zip(sums.units, factors, strict=True)))
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
+        params = apply_changes(state.params, changes)
         metrics = Metrics(loss, correct, jnp.float32(size), load, drift)
         state = TrainState(
             step=state.step + 1,

@@ -198,6 +198,14 @@ def test_a_part_of_an_experiment_does_not_replace_the_published_results(tmp_path
     assert paper.name == "trial_paper_resnet50_tiny_imagenet.json"
 
 
+def test_a_trial_of_few_epochs_has_no_longer_warm_up(tmp_path):
+    long = [suite.Row("RMN", small("rmn_no_ca", epochs=30, learning_rate__warmup_epochs=5))]
+    for epochs, warmup in (("2", 2), ("9", 5)):
+        (row,) = suite.choose(long, arguments(tmp_path, "--epochs", epochs))
+        assert (row.config.epochs, row.config.learning_rate.warmup_epochs) == (int(epochs), warmup)
+        validate(row.config, device_count=1)
+
+
 def ladder_arguments(**settings):
     usual = {"minutes": 0, "images": "", "stages": "last", "statistics": "batch"}
     return argparse.Namespace(**(usual | settings))

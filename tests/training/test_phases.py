@@ -13,8 +13,11 @@ from rmn_jax.errors import Preempted, UserError
 from rmn_jax.training import loop, phases
 from rmn_jax.training.cloning import clone
 from rmn_jax.training.extraction import extract
+from rmn_jax.training.manifest import digest_of
+from rmn_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from rmn_jax.training.phases import run_training
 from rmn_jax.training.run import Run
+from rmn_jax.training.run_folder import read_run
 from rmn_jax.training.state import Phase
 from rmn_jax.training.stopping import StopRequest
 
@@ -119,6 +122,70 @@ def test_a_stopped_run_with_accumulation_average_and_mixup_goes_on_to_the_same_b
         name for name in leaves if name.startswith("params/")
     }
     assert all(leaves[name] != leaves[name.replace("ema/", "params/", 1)] for name in averages)
+
+
+def recipe_config(name):
+    """Another optimizer, with clipping, factors and a frozen stem."""
+    config = make_config()
+    config.epochs, config.eval_every_epochs, config.model.width, config.model.attention = 2, 2, 2, "none"
+    config.optimizer.update({"name": name, "clip_norm": 1.0, "freeze": "stem", "weight_decay_on": "kernels"})
+    config.learning_rate.update({"peak": 0.005, "head_factor": 2.0})
+    return config
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_a_checkpoint_has_the_whole_state_of_every_optimizer(name, tmp_path):
+    run = make_run(tmp_path, config=recipe_config(name))
+    state = run.initial_state()
+    update = jax.jit(make_optimizer(run.config, run.steps_per_epoch).update)
+    momenta = update(jax.tree.map(lambda leaf: leaf + 0.1, state.params), state.opt_state, state.params)[1]
+    cloned = phases.clone_procedures(run, state._replace(opt_state=momenta))
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(cloned.opt_state))
+    run.save(cloned, Phase.MEMORIES)
+    restored, _ = make_run(tmp_path, config=recipe_config(name)).restore()
+    jax.tree.map(np.testing.assert_array_equal, restored, cloned)
+
+
+def test_a_stopped_run_with_another_optimizer_goes_on_to_the_same_bits(tmp_path):
+    """LAMB has the parts of all others. The frozen stem ends with the bits that it began with."""
+    config = recipe_config("lamb")
+    run = make_run(tmp_path / "whole", config=config)
+    stem = run.initial_state().params["stem"]["conv1"]["kernel"]
+    run_training(run)
+    for place in ((2, Phase.STEM), (6, Phase.ROUTED)):
+        with pytest.raises(Preempted):
+            run_training(make_run(tmp_path / "parts", place, config))
+    run_training(make_run(tmp_path / "parts", config=config))
+    manifests = [tmp_path / each / "checkpoints" / "step_00000008.phase4/manifest.json" for each in ("whole", "parts")]
+    leaves, resumed = (json.loads(path.read_text())["leaves"] for path in manifests)
+    assert leaves == resumed
+    assert leaves["params/stem/conv1/kernel"]["digest"] == digest_of(np.asarray(stem))
+    momenta = {leaf for leaf in leaves if leaf.startswith("opt_state") and leaf.endswith("stage1/block1/conv1/kernel")}
+    assert momenta and all(leaves[leaf]["shape"] == [3, 3, 3, 2, 2] for leaf in momenta)
+    assert not [leaf for leaf in leaves if leaf.startswith("opt_state") and "/stem/" in leaf]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [({"optimizer.freeze": "stem9"}, "'stem9'"), ({"learning_rate.warmup_epochs": 4}, "longer than the run of 3")],
+    ids=["a pattern without a match", "a warm-up longer than the run"],
+)
+def test_a_recipe_that_is_refused_leaves_no_folder(settings, line, tmp_path):
+    config = make_config()
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(UserError, match=line):
+        run_training(make_run(tmp_path / "run", config=config))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_a_long_warm_up_that_exists_goes_on(tmp_path):
+    """Earlier releases shortened a warm-up that is longer than the run."""
+    run = make_run(tmp_path)
+    run.config.learning_rate.warmup_epochs = 9
+    run.claim_workdir()
+    config = read_run(tmp_path).config
+    assert config.learning_rate.warmup_epochs == 9
+    assert float(make_run(tmp_path, config=config).learning_rate(11)) == pytest.approx(0.05)  # of 12 steps
 
 
 def test_the_moving_average_is_cloned_and_evaluated(tmp_path):
