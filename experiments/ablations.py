@@ -10,6 +10,7 @@ PART is one of:
     momentum     alpha of eq. 9
     attention    attention with and without its condition, plain and routed
     beyond       a unit's gradient as a mean over the unit's inputs; cosine memories
+    reviving     dead units revived or not, with many units and with a small batch
     epochs       three times the training: does an RMN learn more slowly, or less?
     capacity     narrower networks, and the narrowest for longer: do more parameters help?
     data         a narrow network on all classes of the data set, and for longer
@@ -70,6 +71,17 @@ def beyond(arguments: argparse.Namespace, make: Make) -> list[suite.Row]:
     ]
 
 
+def reviving(arguments: argparse.Namespace, make: Make) -> list[suite.Row]:
+    del arguments
+    small = make("rmn_no_ca").batch_size // 2
+    dying = {"N = 16": {"model__num_units": 16}, f"batch {small}": {"batch_size": small}}
+    return [
+        suite.Row(f"{name}, {words}", make("rmn_no_ca", revive_after=after, **settings))
+        for name, settings in dying.items()
+        for words, after in (("as it is", 0), ("revived after 2 epochs", 2))
+    ]
+
+
 def epochs(arguments: argparse.Namespace, make: Make) -> list[suite.Row]:
     del arguments
     found = []
@@ -102,7 +114,7 @@ def data(arguments: argparse.Namespace, make: Make) -> list[suite.Row]:
     ]
 
 
-PARTS = {part.__name__: part for part in (units, batch, momentum, attention, beyond, epochs, capacity, data)}
+PARTS = {part.__name__: part for part in (units, batch, momentum, attention, beyond, reviving, epochs, capacity, data)}
 
 
 def rows(arguments: argparse.Namespace) -> list[suite.Row]:

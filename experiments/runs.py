@@ -209,6 +209,7 @@ def stem_config(config: ConfigDict) -> ConfigDict:
     unused = {
         "method": "rmn",
         "unit_gradient": plain.unit_gradient,
+        "revive_after": plain.revive_after,
         "balance_loss": plain.balance_loss,
         "model__memory_momentum": plain.model.memory_momentum,
         "model__metric": plain.model.metric,

@@ -202,14 +202,19 @@ def choose(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Row]:
     chosen = [row for row in rows if any(word in row.name.lower() for word in words)]
     if not chosen:
         raise UserError(f"no row is called {' or '.join(words)}; there are: {', '.join(row.name for row in rows)}.")
+    return [row._replace(config=for_trial(row.config, arguments)) for row in chosen]
+
+
+def for_trial(config: ConfigDict, arguments: argparse.Namespace) -> ConfigDict:
+    """A configuration with ``--data_dir`` and ``--epochs``; with few epochs, phase 1 and the warm-up become shorter."""
     settings: dict[str, Any] = {"data__data_dir": arguments.data_dir} if arguments.data_dir else {}
     if arguments.epochs:
-        settings |= {"epochs": arguments.epochs, "stem_epochs": max(1, arguments.epochs // 3)}
-    warmups = [min(row.config.learning_rate.warmup_epochs, arguments.epochs or sys.maxsize) for row in chosen]
-    return [
-        row._replace(config=with_settings(row.config, **settings, learning_rate__warmup_epochs=warmup))
-        for row, warmup in zip(chosen, warmups, strict=True)
-    ]
+        settings |= {
+            "epochs": arguments.epochs,
+            "stem_epochs": max(1, arguments.epochs // 3) if config.stem_epochs else 0,
+            "learning_rate__warmup_epochs": min(config.learning_rate.warmup_epochs, arguments.epochs),
+        }
+    return with_settings(config, **settings)
 
 
 def summarise(arguments, rows: Sequence[Row], found: dict[str, list[dict]]) -> dict[str, Any]:

@@ -62,6 +62,12 @@ def validate(config: ConfigDict, device_count: int, *, stored: bool = False) -> 
             f"use a multiple of {device_count}.",
         )
     _check_microbatches_and_targets(config, device_count)
+    check(config.revive_after >= 0, f"config.revive_after is {config.revive_after}; it must be 0 (off) or more.")
+    check(
+        not config.revive_after or config.model.router == "memory",
+        f"config.revive_after is {config.revive_after}, but the {config.model.router} router routes without memories; "
+        "set it to 0, or config.model.router to memory.",
+    )
     check(config.epochs >= 1, f"config.epochs is {config.epochs}; it must be 1 or more.")
     if config.method == "rmn":
         check(

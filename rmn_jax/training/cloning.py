@@ -8,7 +8,7 @@ Axes: N units (see ``rmn_jax``).
 
 import re
 from collections.abc import Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -66,3 +66,27 @@ def permute_units(tree: Tree, orders: dict[str, jax.Array]) -> Tree:
         return leaf
 
     return jax.tree_util.tree_map_with_path(renumber, tree)
+
+
+def copy_unit(tree: Tree, stage: int, source: Any, target: Any, num_conditions: int = 0) -> Tree:
+    """Unit ``target`` of a stage becomes a copy of unit ``source``; with it, its row in the attention's condition.
+
+    Args:
+      tree: parameters, ``batch_stats`` or optimizer state of the routed network; None stays None.
+      stage: number of a routed stage, from 1.
+      source: [] int, number of a unit.
+      target: [] int, likewise.
+      num_conditions: N if the attention has a condition: the last N rows of ``attentionI/excite/kernel`` then belong to
+        the units (see ``rmn_jax.models.layers.ConditionalAttention``).
+    """
+
+    def copied(path, leaf):
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        if f"stage{stage}" in names:
+            return leaf.at[target].set(leaf[source])
+        if num_conditions and f"attention{stage}" in names and names[-2:] == ["excite", "kernel"]:
+            hidden = leaf.shape[0] - num_conditions
+            return leaf.at[hidden + target].set(leaf[hidden + source])
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(copied, tree)

@@ -13,6 +13,7 @@ import numpy as np
 
 from rmn_jax import routing
 from rmn_jax.errors import UserError
+from rmn_jax.training import reviving
 from rmn_jax.training.churn import Churn, gathered
 from rmn_jax.training.progress import epoch_line
 from rmn_jax.training.run import Run
@@ -36,6 +37,8 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         state, seconds = _train_epoch(run, state, step, end, phase)
         step = end
         line = _summary(run, state, epoch + 1, phase, seconds)
+        if run.config.revive_after and phase.routed:
+            state, line["revived"] = _revive(run, state, last=step == run.total_steps)
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
             result, assignment = evaluate_with_units(run, state, phase.routed)
             line |= {f"eval_{name}": value for name, value in result.items()}
@@ -85,6 +88,12 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
     finally:
         run.reporter.end_epoch()
     return state, (time.perf_counter() - begun) / max(1, end - first)
+
+
+def _revive(run: Run, state: TrainState, last: bool) -> tuple[TrainState, list[list[int]]]:
+    """Before the evaluation, so that it is that of the state that is saved; not where no training follows."""
+    state = reviving.count_idle_epochs(state)
+    return (state, []) if last else reviving.revive_units(run, state, run.config.revive_after)
 
 
 def _check_finite(loss: float, step: int) -> None:

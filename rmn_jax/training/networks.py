@@ -17,7 +17,7 @@ from rmn_jax.training.state import Metrics, TrainState
 
 
 class Networks:
-    """Both networks of a configuration and what is compiled for them. Training and evaluation are compiled once.
+    """Both networks of a configuration and what is compiled for them. Each step is compiled once.
 
     Args:
       config: complete, see ``rmn_jax.config``.
@@ -45,6 +45,7 @@ class Networks:
         self._mixing = (routed_from, max(1, (config.epochs * steps_per_epoch - routed_from) // 2))
         self._train_steps: dict[bool, Any] = {}
         self._eval_steps: dict[bool, Any] = {}
+        self._extract_steps: dict[tuple[bool, bool], Any] = {}
         if config.optimizer.freeze:
             self.state_shapes(routed=False)  # raises here, before the run folder is written
 
@@ -86,8 +87,12 @@ class Networks:
 
     def extract_step(self, routed: bool, augmented: bool = False):
         """The jitted extraction of features, see ``rmn_jax.training.step.make_extract_step``."""
-        augment = self._preprocess.train if augmented else None
-        return steps.make_extract_step(self.model(routed), self._preprocess.evaluate, self._mesh, augment)
+        key = routed, augmented
+        if key not in self._extract_steps:
+            augment = self._preprocess.train if augmented else None
+            model, evaluate = self.model(routed), self._preprocess.evaluate
+            self._extract_steps[key] = steps.make_extract_step(model, evaluate, self._mesh, augment)
+        return self._extract_steps[key]
 
     def initial_state(self, key: jax.Array, routed: bool = False) -> TrainState:
         """The state before the first step."""
@@ -126,4 +131,5 @@ def _first_state(config: ConfigDict, model: RMN, optimizer, variables: Mapping[s
         opt_state=optimizer.init(variables["params"]),
         metrics=Metrics.zeros(num_stages, model.num_units),
         ema=start_ema(variables["params"], config.ema),
+        idle=jnp.zeros((num_stages, model.num_units), jnp.int32) if config.revive_after and model.routed else None,
     )

@@ -91,6 +91,7 @@ def clone_procedures(run: Run, state: TrainState) -> TrainState:
             opt_state=clone(state.opt_state, num_units, stages),
             ema=clone(state.ema, num_units, stages),
             memory=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target.memory),
+            idle=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target.idle),
             metrics=Metrics.zeros(len(target.memory), num_units),
         )
     )

@@ -65,6 +65,8 @@ class TrainState(NamedTuple):
       opt_state: of the optax optimizer.
       metrics: see ``Metrics``.
       ema: exponential moving average of the parameters, as ``params`` (see ``rmn_jax.training.ema``); None when off.
+      idle: [S, N] int32, epochs without inputs of each unit, for reviving (see ``rmn_jax.training.reviving``); None
+        when off or plain.
     """
 
     step: jax.Array
@@ -74,6 +76,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     metrics: Metrics
     ema: Any = None
+    idle: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:

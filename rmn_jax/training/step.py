@@ -130,6 +130,7 @@ def make_train_step(
             opt_state=opt_state,
             metrics=metrics,
             ema=update_ema(state.ema, params, ema, state.step),
+            idle=state.idle,
         )
         return state, jnp.where(is_finite(state), loss / size, jnp.nan)
 
