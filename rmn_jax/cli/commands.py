@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli import bench, exchange, use
+from rmn_jax.cli import bench, exchange, processes, use
 from rmn_jax.cli.arguments import Command, add_config, add_workdir, filled, positive
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
@@ -19,13 +19,27 @@ def _train_arguments(parser: ArgumentParser) -> None:
     add_config(parser, required=False)
     add_workdir(parser, "the run folder: checkpoints, metrics.jsonl, config.json")
     parser.add_argument("--distributed", action="store_true", help="this is one of several processes; join the others")
+    parser.add_argument(
+        "--join_timeout",
+        type=positive,
+        default=300,
+        metavar="SECONDS",
+        help="with --distributed: how long to wait for all processes to come (default: 300)",
+    )
+    parser.add_argument(
+        "--heartbeat_timeout",
+        type=positive,
+        default=60,
+        metavar="SECONDS",
+        help="with --distributed: a process that is silent for so long is taken for lost (default: 60)",
+    )
 
 
 def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn train``: the four phases, or the plain backbone."""
     config = _training_config(arguments.config, arguments.workdir, overrides)
     if arguments.distributed:
-        _join_processes()
+        processes.join(arguments.join_timeout, arguments.heartbeat_timeout)
     from rmn_jax.training.phases import run_training
     from rmn_jax.training.run import Run
 
@@ -48,40 +62,6 @@ def _training_config(page: str | None, workdir: str, overrides: Sequence[str]):
     if stored.exists():
         configuration.adopt_normalisation(config, configuration.from_json(stored))
     return config
-
-
-def _join_processes() -> None:
-    """``jax.distributed.initialize``, from the cluster or from JAX_COORDINATOR_ADDRESS and the two variables below."""
-    import jax
-
-    def number(variable: str) -> int | None:
-        text = os.environ.get(variable)
-        if text is not None and not (text.isdecimal() and text.isascii()):
-            raise UserError(
-                f"{variable} is {text!r}; it must be a whole number. For each process set JAX_COORDINATOR_ADDRESS "
-                "(host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
-            )
-        return None if text is None else int(text)
-
-    _check_coordinator()
-
-    try:
-        jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--distributed cannot join the other processes: {str(error).splitlines()[0]} Outside of a cluster that "
-            "JAX knows, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each."
-        ) from None
-
-
-def _check_coordinator() -> None:
-    """JAX crashes if the port is not a number."""
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if address is None:
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isdecimal() and port.isascii() and 0 < int(port) < 65536):
-        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be host:port, with a port from 1 to 65535.")
 
 
 def _eval_arguments(parser: ArgumentParser) -> None:

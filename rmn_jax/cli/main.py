@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from rmn_jax import __version__
+from rmn_jax.cli import processes
 from rmn_jax.cli.arguments import Command, Parser
 from rmn_jax.cli.commands import COMMANDS
 from rmn_jax.errors import Preempted, UserError, as_line
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         line = as_line(error)
+        if line is None and isinstance(error, RuntimeError) and processes.signs_of_loss(str(error)):
+            line = processes.LOST
         if line is None:
             _say(traceback.format_exc().rstrip())
             _say("rmn: this is a bug of rmn_jax; please report it with the lines above. What was saved stays.")
@@ -60,9 +63,12 @@ def run() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["JAX_ENABLE_X64"] = "0"  # runs are in float32, whatever other programs of this user want
     _open_standard_files()
+    processes.run_in_child()  # for --distributed
     if not os.environ.get("RMN_DEBUG"):
         _silence_libraries()
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    processes.leave(status)
+    sys.exit(status)
 
 
 def _say(line: str) -> None:

@@ -25,12 +25,20 @@ def start(workdir, devices, *more, **variables):
     )
 
 
-def start_both(workdir):
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        return free.getsockname()[1]
+
+
+def start_both(workdir):
+    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     return [start(workdir, 1, "--distributed", **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+
+
+def child_of(process):
+    """The process that trains; ``process`` only waits for it."""
+    return int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
 def lines_of(workdir):
@@ -54,6 +62,17 @@ def test_two_processes_train_as_two_devices_and_stop_together(tmp_path):
     assert stops[0] == stops[1] and "stopped after step" in stops[0]
 
     again = start_both(tmp_path / "both")
+    until = time.monotonic() + 300
+    while len(lines_of(tmp_path / "both")) < 5 and time.monotonic() < until and again[1].poll() is None:
+        time.sleep(0.1)
+    os.kill(child_of(again[1]), signal.SIGKILL)
+    errors = [process.communicate(timeout=120)[1] for process in again]
+    assert [process.returncode for process in again] == [2, 2], errors
+    assert "another process of this run has ended" in errors[0].strip().splitlines()[-1]
+    assert "the training process was killed" in errors[1].strip().splitlines()[-1]
+    assert "Check failure" not in errors[0] and "Traceback" not in errors[0]
+
+    again = start_both(tmp_path / "both")
     errors = [process.communicate(timeout=300)[1] for process in again]
     assert [process.returncode for process in again] == [0, 0], errors
     expected, found = lines_of(tmp_path / "alone"), lines_of(tmp_path / "both")
@@ -61,6 +80,16 @@ def test_two_processes_train_as_two_devices_and_stop_together(tmp_path):
     for one, other in zip(expected[:3], found[:3], strict=True):  # in later epochs, rounding errors have grown
         assert abs(one["train_loss"] - other["train_loss"]) < 1e-2 * one["train_loss"]
     assert found[-1]["eval_top1"] > 0.3
+
+
+def test_a_process_that_does_not_come_is_one_line(tmp_path):
+    for number in ("0", "1"):
+        address = f"127.0.0.1:{free_port()}"
+        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": number}
+        alone = start(tmp_path / "run", 1, "--distributed", "--join_timeout=1", **variables)
+        lines = alone.communicate(timeout=300)[1].strip().splitlines()
+        assert alone.returncode == 2 and len(lines) == 1 and "not all processes came" in lines[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_cluster_is_one_line(tmp_path):
