@@ -26,6 +26,8 @@ def test_the_commands_of_the_page_are_accepted():
         overrides = [word for word in words if word.startswith("--config.")]
         for variant in ("", ":plain"):
             config = load_config(str(PAGE.parents[1] / page) + variant, overrides)
+            if "import" in words:  # it does so itself
+                config.stem_epochs = 0
             validate(config, device_count=1)
             flat = flatten(config)
             for word in overrides:
@@ -60,16 +62,16 @@ def test_a_run_that_fine_tunes_begins_from_the_weights_of_the_first(tmp_path, mo
     assert run["seed"] == 3 and len(run["load"]) == 3
     (folder,) = tmp_path.glob("fine_tuning__rmn-3-*")
     (source,) = tmp_path.glob("digits_0_to_4-3-*")
-    arrays = [stem_digests(folder, "step_00000000.phase1"), stem_digests(source), stem_digests(folder)]
-    assert arrays[0] == arrays[1] == arrays[2] and arrays[0]  # imported, and frozen
+    assert stem_digests(folder) == stem_digests(source)  # imported, and frozen
     monkeypatch.setattr(runs, "run_training", lambda run: pytest.fail(f"trained {run.workdir}"))
     again = recipes.run(suite.parser("Recipes.", "recipes").parse_args(words))
     assert again["rows"] == summary["rows"]
 
 
-def stem_digests(folder, checkpoint=None):
-    """The digests of the stem's parameters in a checkpoint, by default the newest."""
+def stem_digests(folder):
+    """The digests of the stem's parameters in the newest checkpoint."""
     paths = runs.checkpoint_paths(folder / "checkpoints")
-    position = max(p for p in paths if checkpoint in (None, p.folder))
-    leaves = runs.read_manifest(paths[position], position)["leaves"]
-    return {name: leaf["digest"] for name, leaf in leaves.items() if name.startswith("params/stem/")}
+    leaves = runs.read_manifest(paths[max(paths)], max(paths))["leaves"]
+    found = {name: leaf["digest"] for name, leaf in leaves.items() if name.startswith("params/stem/")}
+    assert found
+    return found
