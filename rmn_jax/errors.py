@@ -40,9 +40,17 @@ def as_line(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         return "the memory is full. Lower config.batch_size, or raise config.accumulation; what was saved stays."
-    if isinstance(error, RuntimeError) and "nable to initialize backend" in text:
-        first = " ".join(text.split())[:200]
+    if "nable to initialize backend" in text or _raised_in(error, "xla_bridge.py"):
+        first = " ".join(text.split())[:200] or "none of them is here"
         return (
             f"JAX cannot use the device that JAX_PLATFORMS asks for ({first}). Unset JAX_PLATFORMS, or set it to cpu."
         )
     return None
+
+
+def _raised_in(error: BaseException, file: str) -> bool:
+    """Whether an exception comes from a file of that name: JAX has no exception of its own for a missing device."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and os.path.basename(trace.tb_frame.f_code.co_filename) == file

@@ -86,6 +86,16 @@ def test_standard_output_that_is_full_gone_or_closed(tmp_path):
     assert shell(f"{rmn} eval --workdir=/nowhere 2>/dev/full").returncode == 2
 
 
+def test_a_platform_that_is_not_there_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "rmn_jax", "train", "--config=digits", f"--workdir={tmp_path / 'run'}"]
+    for platform in ("cuda", "no_such_platform"):
+        environment = {**os.environ, "JAX_PLATFORMS": platform}
+        ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        lines = ended.stderr.splitlines()
+        assert ended.returncode == 2 and len(lines) == 1 and "JAX_PLATFORMS asks for" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
 WRONG = {
     "JAX_COORDINATOR_ADDRESS": ["localhost", "localhost:port", ":1", "localhost:99999", "localhost:-1", "localhost:٣"],
     "JAX_NUM_PROCESSES": ["two", "-1", "1.5", ""],
