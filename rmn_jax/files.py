@@ -65,6 +65,31 @@ def writing_to(folder: pathlib.Path, option: str) -> Iterator[None]:
         ) from None
 
 
+def save_figure(figure: Any, out: str | os.PathLike, name: str) -> pathlib.Path:
+    """Saves a matplotlib figure and returns the path of the file.
+
+    Args:
+      figure: to save.
+      out: path of the file; missing folders are created. ``.png`` is added where there is no suffix. (Matplotlib would
+        do so itself, and the caller would not know the path.)
+      name: of the file, if ``out`` is a folder.
+
+    Raises:
+      UserError: it cannot be written, or the suffix is that of no kind of figure.
+    """
+    path = pathlib.Path(out)
+    if path.is_dir() or os.fspath(out).endswith(os.sep):
+        path = path / name
+    elif not path.suffix:
+        path = path.with_name(f"{path.name}.png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The figure cannot be written to {path} ({error}); choose another --out.") from None
+    return path
+
+
 def free_name(path: pathlib.Path, word: str) -> pathlib.Path:
     """The first of ``PATH.word1``, ``PATH.word2`` .. that does not exist."""
     number = 1

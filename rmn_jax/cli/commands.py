@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli import bench, exchange, processes, use
+from rmn_jax.cli import bench, exchange, plot, processes, use
 from rmn_jax.cli.arguments import Command, add_config, add_workdir, filled, positive
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
@@ -248,6 +248,7 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
     "eval": Command("evaluate the newest good checkpoint of a run", evaluate, _eval_arguments, True),
     "predict": use.PREDICT,
     "analyze": Command("show the images nearest to each memory of a run", analyze, _analyze_arguments, True),
+    "plot": plot.PLOT,
     "table": Command("parameters and multiply-adds of all networks beside the paper's", table, _table_arguments),
     "import": exchange.IMPORT,
     "export": exchange.EXPORT,

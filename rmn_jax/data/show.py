@@ -10,7 +10,7 @@ import numpy as np
 from rmn_jax.data.loading import load
 from rmn_jax.data.preprocess import make_preprocess, normalise
 from rmn_jax.data.specs import DatasetInfo
-from rmn_jax.errors import UserError
+from rmn_jax.files import save_figure
 
 _ROWS, _COLUMNS = 4, 8
 
@@ -38,18 +38,10 @@ def show(config_data, out_png: str | os.PathLike, seed: int = 0) -> Path:
             np.asarray(batch["label"]),
             dataset.info,
             config_data,
-            _figure_path(out_png),
+            out_png,
         )
     finally:
         dataset.close()
-
-
-def _figure_path(out: str | os.PathLike) -> Path:
-    """The path of the file. Matplotlib would add a missing suffix itself, and the caller would not know the path."""
-    path = Path(out)
-    if path.is_dir() or os.fspath(out).endswith(os.sep):
-        return path / "batch.png"
-    return path if path.suffix else path.with_name(f"{path.name}.png")
 
 
 def _pixels(images: jax.Array, info: DatasetInfo) -> np.ndarray:
@@ -58,7 +50,7 @@ def _pixels(images: jax.Array, info: DatasetInfo) -> np.ndarray:
     return np.clip((np.asarray(images) - zero) / (one - zero), 0, 1)
 
 
-def _draw(images: np.ndarray, labels: np.ndarray, info: DatasetInfo, config_data, path: Path) -> Path:
+def _draw(images: np.ndarray, labels: np.ndarray, info: DatasetInfo, config_data, out_png) -> Path:
     # Imported here: matplotlib is slow to import, and only figures need it.
     from matplotlib.figure import Figure
 
@@ -75,12 +67,7 @@ def _draw(images: np.ndarray, labels: np.ndarray, info: DatasetInfo, config_data
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The figure cannot be written to {path} ({error}); choose another --out.") from error
-    return path
+    return save_figure(figure, out_png, "batch.png")
 
 
 def _short_name(name: str, longest: int = 18) -> str:

@@ -18,6 +18,9 @@ METRICS_FILE = "metrics.jsonl"
 # Release 0.1 called a step an update and a phase a step.
 _RENAMED_KEYS = {"update": "step", "step": "phase", "seconds_per_update": "seconds_per_step"}
 
+# Values of a line that are arrays, with their dimensions: [S, N] or [S].
+_ARRAYS = {"load": 2, "eval_load": 2, "entropy": 1, "dead_units": 1, "memory_drift": 1, "churn": 1}
+
 
 class Reporter:
     """Progress by epoch on stderr, and ``metrics.jsonl`` in the run's folder.
@@ -143,8 +146,10 @@ def _check_line(line: dict[str, Any]) -> None:
         if type(value) is not int or value < 0:
             raise ValueError(key)
     Phase(line.get("phase", 1))
-    for key in ("load", "entropy", "dead_units", "memory_drift", "eval_load"):
-        np.asarray(line.get(key, []), float)
+    for key, dimensions in _ARRAYS.items():
+        found = np.asarray(line.get(key) or [], float)
+        if found.size and found.ndim != dimensions:
+            raise ValueError(key)
     for key in ("learning_rate", "train_loss", "train_top1", "seconds_per_step", "eval_top1", "eval_top5", "eval_loss"):
         if type(line.get(key, 0)) not in (int, float):
             raise ValueError(key)

@@ -15,6 +15,7 @@ NAMES = [
     "eval",
     "predict",
     "analyze",
+    "plot",
     "table",
     "import",
     "export",
