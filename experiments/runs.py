@@ -196,7 +196,7 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
     for position, path in checkpoint_paths(partial).items():  # they now belong to a run of this configuration
         manifest = read_manifest(path, position)
         record = {**manifest.get("record", {}), CONFIG_FILE: configuration.binding(config)}
-        write_manifest(path, position, record, manifest["leaves"])
+        write_manifest(path, position, record, manifest["leaves"], manifest.get("top1"))
     partial.rename(workdir / "checkpoints")
 
 

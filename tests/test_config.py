@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rmn_jax.cli.pages import load_config
-from rmn_jax.config import default_config, flatten, from_json, to_json, validate
+from rmn_jax.config import default_config, flatten, from_json, set_from_text, to_json, validate
 from rmn_jax.errors import UserError
 
 # The batch is 1024 = 8 devices x 128. Microbatches need a multiple of 8 x accumulation, and of twice that with mixup.
@@ -78,8 +78,27 @@ def test_a_misspelt_key_is_an_error():
         config.copy_and_resolve_references().batchsize = 3
 
 
-def test_every_value_is_a_number_or_text():
-    assert {type(value) for value in flatten(default_config()).values()} == {int, float, str}
+def test_every_value_is_a_number_or_text_or_a_truth_value():
+    assert {type(value) for value in flatten(default_config()).values()} == {int, float, str, bool}
+
+
+def test_a_truth_value_is_true_or_false_and_nothing_else():
+    config = default_config()
+    for text, value in {"True": True, "false": False, "1": True, "0": False}.items():
+        set_from_text(config, "tensorboard", text)
+        assert config.tensorboard is value
+    for text in ("yes", "2", ""):
+        with pytest.raises(UserError, match="config.tensorboard is .*; it must be True or False."):
+            set_from_text(config, "tensorboard", text)
+
+
+def test_checkpoints_by_the_clock_are_off_or_after_a_positive_time():
+    config = default_config()
+    assert config.checkpoint.every_minutes == 0
+    for minutes in (-1.0, float("nan"), float("inf")):
+        config.checkpoint.every_minutes = minutes
+        with pytest.raises(UserError, match="config.checkpoint.every_minutes is .*; it must be 0"):
+            validate(config, device_count=1)
 
 
 def test_a_stored_configuration_gets_defaults_for_new_keys_and_unknown_keys_are_refused(tmp_path):

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -23,8 +24,8 @@ def draw(runs: Sequence[Curves]) -> Figure:
     colours = [matplotlib.colormaps["tab10"](index % 10) for index in range(len(runs))]
     below = 0.15 + 0.21 * len(runs)  # inches for the legend
     height = 3.0 * rows + below
-    figure = Figure(figsize=(12.6, height), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(rect=(0.005, below / height, 0.985, 1 - below / height))  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(rect=(0.005, below / height, 0.985, 1 - below / height))
+    figure = Figure(figsize=(12.6, height), dpi=120, layout=layout)
     panels: list[tuple[str, Callable[..., None]]] = [("loss", _loss), ("top-1", _accuracy), ("learning rate", _rate)]
     if routed:
         panels += [

@@ -53,6 +53,15 @@ def add_workdir(parser: argparse.ArgumentParser, text: str = "the folder of `rmn
     parser.add_argument("--workdir", type=filled, required=True, help=text)
 
 
+def add_best(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--best``."""
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the best checkpoint by held-out top-1, of phase 4 if there is any, instead of the newest",
+    )
+
+
 def positive(text: str) -> int:
     """Type of an argument that is a number of things: a whole number of 1 or more."""
     try:

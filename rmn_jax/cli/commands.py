@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmn_jax.cli import bench, exchange, plot, processes, use
-from rmn_jax.cli.arguments import Command, add_config, add_workdir, filled, positive
+from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
 
@@ -66,6 +66,7 @@ def _training_config(page: str | None, workdir: str, overrides: Sequence[str]):
 
 def _eval_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
+    add_best(parser)
     parser.add_argument("--split", default="eval", choices=("eval", "train"), help="which images (default: eval)")
     parser.add_argument(
         "--data", type=filled, metavar="PATH", help="a folder of class folders, instead of the run's data"
@@ -73,12 +74,12 @@ def _eval_arguments(parser: ArgumentParser) -> None:
 
 
 def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """``rmn eval``: accuracy and loss of the newest good checkpoint."""
+    """``rmn eval``: accuracy and loss of the newest good checkpoint, or of the best one."""
     from rmn_jax.training import loop
 
     if arguments.data is not None:
         return _evaluate_folder(arguments, overrides)
-    run, state, position = _open_run(arguments.workdir, overrides)
+    run, state, position = _open_run(arguments.workdir, overrides, arguments.best)
     result = loop.evaluate(run, state, position.phase.routed, split=arguments.split)
     return {key: result[key] for key in ("top1", "top5", "loss", "examples")}
 
@@ -94,7 +95,8 @@ def _evaluate_folder(arguments: Namespace, overrides: Sequence[str]) -> dict[str
 
     if overrides:
         raise UserError(f"{overrides[0].split('=')[0]} cannot be set with --data PATH, which names the images.")
-    predictor = make_predictor(load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr)))
+    warn = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    predictor = make_predictor(load_trained(arguments.workdir, warn, arguments.best))
     found = evaluate_folder(predictor, arguments.data, arguments.split)
     files = confusion.write(found.confusion, predictor.class_names, pathlib.Path(arguments.workdir) / "figures")
     per_class = {
@@ -107,7 +109,7 @@ def _evaluate_folder(arguments: Namespace, overrides: Sequence[str]) -> dict[str
     return {**scores, "per_class": per_class, **files}
 
 
-def _open_run(workdir: str, overrides: Sequence[str]):
+def _open_run(workdir: str, overrides: Sequence[str], best: bool):
     """``open_run`` with other data keys, for data that was moved or another split of it."""
     import pathlib
 
@@ -126,11 +128,12 @@ def _open_run(workdir: str, overrides: Sequence[str]):
                     "can be set here. For other images: rmn eval --data PATH."
                 )
         config = with_overrides(config, overrides)
-    return open_run(workdir, config)
+    return open_run(workdir, config, best)
 
 
 def _analyze_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
+    add_best(parser)
     parser.add_argument("--top_k", type=positive, default=8, help="images for each memory (default: 8)")
     parser.add_argument("--out", type=filled, help="another folder for the results, for a run that is read-only")
 
@@ -141,7 +144,7 @@ def analyze(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     from rmn_jax.analysis import report
     from rmn_jax.analysis.study import study
 
-    run, state, position = _open_run(arguments.workdir, overrides)
+    run, state, position = _open_run(arguments.workdir, overrides, arguments.best)
     if not position.phase.routed:
         raise UserError(f"{arguments.workdir} is not routed (yet): a run has memories from phase 3 on.")
     folder = run.workdir if arguments.out is None else pathlib.Path(arguments.out)

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli.arguments import Command, add_config, add_workdir, filled, positive
+from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
 
@@ -88,6 +88,7 @@ IMPORT = Command(
 
 def _export_arguments(parser: ArgumentParser) -> None:
     add_workdir(parser)
+    add_best(parser)
     parser.add_argument("--out", type=filled, required=True, help="the file")
     parser.add_argument(
         "--format",
@@ -99,12 +100,12 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 
 def export(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """``rmn export``: the newest good checkpoint of a run as one file."""
+    """``rmn export``: the newest good checkpoint of a run, or the best one, as one file."""
     import sys
 
     from rmn_jax.inference.trained import load_trained
 
-    trained = load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr))
+    trained = load_trained(arguments.workdir, lambda line: print(line, file=sys.stderr), arguments.best)
     if arguments.format == "jax":
         from rmn_jax.inference.export import export_run
 

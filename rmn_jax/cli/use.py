@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rmn_jax.cli.arguments import Command, filled, positive
+from rmn_jax.cli.arguments import Command, add_best, filled, positive
 from rmn_jax.errors import UserError
 
 
@@ -15,6 +15,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", type=filled, help="the folder of `rmn train`")
     source.add_argument("--model", type=filled, metavar="FILE", help="a file of `rmn export`")
+    add_best(parser)
     parser.add_argument("--top", type=positive, default=5, help="classes for each image (default: 5)")
     parser.add_argument("--csv", action="store_true", help="a table with a row for each file, instead of JSON lines")
     parser.add_argument("--list", type=filled, metavar="FILE", help="a text file with a path on each line; - is stdin")
@@ -28,10 +29,13 @@ def predict(arguments: Namespace, overrides: Sequence[str]) -> None:
 
     if not arguments.images and arguments.list is None:
         raise UserError("no image is given; name image files or folders, or a list with --list FILE.")
+    if arguments.best and arguments.workdir is None:
+        raise UserError("--best is of --workdir RUN; a file of `rmn export` holds one network.")
     if arguments.model is not None:
         predictor = make_predictor(load_exported(arguments.model))
     else:
-        predictor = make_predictor(load_trained(arguments.workdir, warn=lambda line: print(line, file=sys.stderr)))
+        warn = lambda line: print(line, file=sys.stderr)  # noqa: E731
+        predictor = make_predictor(load_trained(arguments.workdir, warn, arguments.best))
     unreadable = _Unreadable()
     words = [arguments.images, *([_listed(arguments.list)] if arguments.list else [])]
     paths = find_images(word for each in words for word in each)

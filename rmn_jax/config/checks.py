@@ -98,6 +98,8 @@ def validate(config: ConfigDict, device_count: int, *, stored: bool = False) -> 
     check(0 <= alpha <= 1, f"config.model.memory_momentum is {alpha}; it must lie between 0 and 1.")
     for key in ("every_epochs", "keep"):
         check(config.checkpoint[key] >= 1, f"config.checkpoint.{key} must be 1 or more.")
+    minutes = config.checkpoint.every_minutes
+    check(0 <= minutes < math.inf, f"config.checkpoint.every_minutes is {minutes}; it must be 0 (off) or more.")
     check(config.eval_every_epochs >= 1, "config.eval_every_epochs must be 1 or more.")
 
 

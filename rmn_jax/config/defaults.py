@@ -10,7 +10,8 @@ from rmn_jax.errors import UserError
 from rmn_jax.ops.choose import RENAMED_BACKENDS
 
 VARIANTS = ("rmn", "rmn_no_ca", "plain")
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text"}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+TRUTH = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 # Keys of earlier releases: old name to new name.
 RENAMED_KEYS = {"data.feed": "data.pipeline"}
 
@@ -101,8 +102,10 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1
-    config.checkpoint.keep = 2
+    config.checkpoint.every_minutes = 0.0  # also within an epoch; 0 is off
+    config.checkpoint.keep = 2  # of the newest; the best one is kept beside them
     config.eval_every_epochs = 1
+    config.tensorboard = False  # also writes the metrics for TensorBoard (pip install 'rmn_jax[tensorboard]')
     return config.lock()
 
 
@@ -138,8 +141,8 @@ def set_from_text(config: ConfigDict, key: str, text: str) -> None:
         raise UserError(f"unknown key config.{key}.{_nearest(key)}")
     kind = type(known[key])
     try:
-        value = kind(text)
-    except ValueError:
+        value = TRUTH[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
         raise UserError(f"config.{key} is {text!r}; it must be {TYPE_NAMES[kind]}.") from None
     config.update_from_flattened_dict({key: value})
 
@@ -189,5 +192,7 @@ def _nearest(key: str) -> str:
 
 
 def fits(value: Any, kind: type) -> bool:
-    """Whether a value may stand for a default of this type: a whole number fits a float, a bool fits nothing."""
-    return not isinstance(value, bool) and isinstance(value, (int, float) if kind is float else kind)
+    """Whether a value may stand for a default of this type: a whole number fits a float, a bool only a bool."""
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -24,6 +24,7 @@ from rmn_jax.models.build import CONFIG_OPTIONS, option_names
 FREE_KEYS = (
     "checkpoint",
     "eval_every_epochs",
+    "tensorboard",
     "data.workers",
     "data.data_dir",
     "data.path",

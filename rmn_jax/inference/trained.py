@@ -37,12 +37,13 @@ class Trained(NamedTuple):
     config: ConfigDict
 
 
-def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
+def load_trained(workdir: str | pathlib.Path, warn=print, best: bool = False) -> Trained:
     """The newest good checkpoint of a run, without its data set.
 
     Args:
       workdir: the run folder.
       warn: receives a line for each damaged checkpoint that is skipped.
+      best: take the best checkpoint by held-out top-1 instead of the newest.
 
     Raises:
       UserError: no run there, or no checkpoint.
@@ -57,7 +58,7 @@ def load_trained(workdir: str | pathlib.Path, warn=print) -> Trained:
         return build_model(config, info.num_classes, info.image_shape[0], routed=position.phase.routed)
 
     found = Checkpoints(folder, config.checkpoint.keep, warn, describe_run(config, info)).restore(
-        lambda position: state_shapes(config, model_at(position), optimizer, info.image_shape)
+        lambda position: state_shapes(config, model_at(position), optimizer, info.image_shape), best
     )
     if found is None:
         raise UserError(f"{folder} has no checkpoint yet; run `rmn train` first.")

@@ -5,6 +5,8 @@ manifest is written last and holds the step and phase, the configuration and dat
 digest of each leaf, and a digest of itself. Orbax alone would restore a flipped bit silently and take a truncated
 folder for the newest.
 
+The best checkpoint, by the held-out top-1 in the manifests, is one of them. It stays when the oldest are removed.
+
 Folder name, manifest and the state's own step must agree. A checkpoint that does not verify is skipped with a warning,
 and never deleted. One that verifies is never renamed.
 """
@@ -36,6 +38,7 @@ from rmn_jax.training.manifest import (
     checkpoint_paths,
     digest_of,
     read_manifest,
+    score,
     write_manifest,
 )
 from rmn_jax.training.run_folder import CONFIG_FILE, difference
@@ -54,7 +57,7 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many good checkpoints to keep.
+      keep: how many of the newest good checkpoints to keep; the best one is kept beside them.
       warn: called with a line when a checkpoint is skipped.
       record: of the run, see ``run_folder.describe_run``; is written to new checkpoints and compared with old ones.
     """
@@ -73,10 +76,11 @@ class Checkpoints:
     def _paths(self) -> dict[Position, pathlib.Path]:
         return checkpoint_paths(self._folder)
 
-    def save(self, state: TrainState, position: Position) -> None:
-        """Saves a checkpoint and reads it back, then removes the oldest good ones beyond ``keep``.
+    def save(self, state: TrainState, position: Position, top1: float | None = None) -> None:
+        """Saves a checkpoint and reads it back, then removes the oldest good ones beyond ``keep``, but not the best.
 
-        Checkpoints that ``restore`` skipped are renamed first: they do not count as good and are never removed.
+        ``top1`` is the held-out accuracy of the state, None if it was not evaluated. Checkpoints that ``restore``
+        skipped are renamed first: they do not count as good and are never removed.
 
         Raises:
           UserError: a value is not finite, the disk is full or the folder cannot be written, or what was written cannot
@@ -93,7 +97,7 @@ class Checkpoints:
             with _plain_path(target) as plain, ocp.PyTreeCheckpointer() as checkpointer:
                 checkpointer.save(plain / "arrays", leaves)
             if first:
-                write_manifest(target, position, self._record, described)
+                write_manifest(target, position, self._record, described, top1)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"manifest of {position.folder}")
             self._load(target, position, state)
@@ -122,22 +126,28 @@ class Checkpoints:
             _set_aside(paths[damaged])
         self._damaged = []
 
-    def restore(self, make_target: Callable[[Position], TrainState]) -> tuple[TrainState, Position] | None:
+    def restore(
+        self, make_target: Callable[[Position], TrainState], best: bool = False
+    ) -> tuple[TrainState, Position] | None:
         """The newest checkpoint that verifies, as host arrays in the form of ``make_target(position)``.
 
         Args:
           make_target: returns a state of ``jax.ShapeDtypeStruct`` leaves (or arrays) for a position.
+          best: the best one that verifies instead, see ``best``.
 
         Returns:
           The state and its position. None if there is no checkpoint, or only one that was not finished: a run killed
           while it saved its first checkpoint starts again.
 
         Raises:
-          UserError: there are checkpoints, but none verifies.
+          UserError: there are checkpoints, but none verifies; or ``best``, and none records its accuracy.
         """
         self._damaged, paths = [], self._paths()
+        next_one = "the next best" if best else "an older one"
+        if best and paths:
+            paths = self._best_first(paths)
         foreign: Foreign | None = None
-        for position in sorted(paths, reverse=True):
+        for position in paths if best else sorted(paths, reverse=True):
             path = paths[position]
             try:
                 return self._load(path, position, make_target(position), only_recorded=foreign is not None), position
@@ -151,7 +161,7 @@ class Checkpoints:
                 if isinstance(problem, Unfinished) and len(paths) == 1:
                     self._warn(f"checkpoint {path} was not finished, and is the only one")
                     return None
-                self._warn(f"checkpoint {path} is damaged ({problem}); trying an older one")
+                self._warn(f"checkpoint {path} is damaged ({problem}); trying {next_one}")
         if foreign is not None:
             raise UserError(f"{self._folder.parent}/{foreign}; put the file back as it was.")
         if paths:
@@ -205,16 +215,52 @@ class Checkpoints:
         if self._record and self._record[CONFIG_FILE]["method"] == "plain" and position.phase.routed:
             raise Damaged(f"a plain run has no phase {position.phase}")
 
+    def best(self) -> tuple[Position, float] | None:
+        """The best checkpoint and its held-out top-1, by the manifests; None if none was evaluated.
+
+        Checkpoints of phase 4 are better than those of phase 1. Among equals the earliest is the best.
+        """
+        paths = {position: path for position, path in self._paths().items() if position not in self._damaged}
+        rated = self._rated(self._good(paths))
+        return rated[0] if rated else None
+
+    def _best_first(self, paths: dict[Position, pathlib.Path]) -> dict[Position, pathlib.Path]:
+        rated = self._rated(self._good(paths, self._warn))
+        if not rated:
+            raise UserError(
+                f"no checkpoint in {self._folder} records its held-out accuracy (it is of an earlier release, or was "
+                "not evaluated); leave --best out."
+            )
+        return {position: paths[position] for position, _ in rated}
+
+    def _good(
+        self, paths: dict[Position, pathlib.Path], warn: Callable[[str], None] = lambda line: None
+    ) -> dict[Position, dict[str, Any]]:
+        """The manifests of those that have the manifest of their place, newest first."""
+        good = {}
+        for position in sorted(paths, reverse=True):
+            try:
+                manifest = read_manifest(paths[position], position)
+                self._check_record(manifest, position, False)
+                good[position] = manifest
+            except Damaged as problem:
+                warn(f"checkpoint {paths[position]} is passed over: {problem}")
+        return good
+
+    @staticmethod
+    def _rated(good: dict[Position, dict[str, Any]]) -> list[tuple[Position, float]]:
+        """The evaluated ones and their held-out top-1, best first."""
+        found = [(position, manifest["top1"]) for position, manifest in good.items() if "top1" in manifest]
+        return sorted(sorted(found), key=lambda each: score(*each), reverse=True)
+
     def _prune(self) -> None:
         """Removes the oldest checkpoints beyond ``keep``. Only those count whose manifest is that of their place."""
         paths = self._paths()
-        good = []
-        for position in sorted(paths, reverse=True):
-            with contextlib.suppress(Damaged):
-                self._check_record(read_manifest(paths[position], position), position, False)
-                good.append(position)
-        for position in good[self._keep :]:
-            shutil.rmtree(paths[position], ignore_errors=True)
+        good = self._good(paths)
+        best = [position for position, _ in self._rated(good)[:1]]
+        for position in list(good)[self._keep :]:
+            if position not in best:
+                shutil.rmtree(paths[position], ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from rmn_jax import routing
 from rmn_jax.errors import UserError
 from rmn_jax.training import reviving
+from rmn_jax.training.checkpoint import Position
 from rmn_jax.training.churn import Churn, gathered
 from rmn_jax.training.progress import epoch_line
 from rmn_jax.training.run import Run
@@ -36,19 +37,23 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         end = (epoch + 1) * run.steps_per_epoch
         state, seconds = _train_epoch(run, state, step, end, phase)
         step = end
-        line = _summary(run, state, epoch + 1, phase, seconds)
+        line, top1 = _summary(run, state, epoch + 1, phase, seconds), None
         if run.config.revive_after and phase.routed:
             state, line["revived"] = _revive(run, state, last=step == run.total_steps)
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
             result, assignment = evaluate_with_units(run, state, phase.routed)
             line |= {f"eval_{name}": value for name, value in result.items()}
+            top1 = result["top1"]
             if phase.routed:
                 line["churn"] = churn.since_last(step, assignment)
         run.reporter.record(line)
         run.reporter.say(epoch_line(line, run.config.epochs))
         state = state._replace(metrics=jax.tree.map(lambda leaf: leaf * 0, state.metrics))
-        if (epoch + 1) % run.config.checkpoint.every_epochs == 0 or step == until:
-            run.save(state, phase)
+        due = (epoch + 1) % run.config.checkpoint.every_epochs == 0 or step == until
+        if run.timer.due() or due:
+            run.save(state, phase, top1)
+        elif top1 is not None:
+            run.best.offer(state, Position(step, phase), top1)
     return state
 
 
@@ -83,6 +88,11 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
             if step < end and run.stop.reached(step, phase):
                 read(0)
                 run.save_and_stop(state, step, phase)
+            if step < end and run.timer.due():
+                read(0)
+                paused = time.perf_counter()
+                run.save(state, phase)
+                begun += time.perf_counter() - paused
         jax.block_until_ready(state)
         read(0)
     finally:

@@ -31,6 +31,11 @@ class Position(NamedTuple):
         return f"step_{self.step:08d}.phase{self.phase:d}"
 
 
+def score(position: Position, top1: float) -> tuple[bool, float]:
+    """What makes a checkpoint the best: being routed (a run of an RMN ends with one), then the held-out top-1."""
+    return position.phase.routed, top1
+
+
 class Damaged(Exception):
     """A checkpoint that does not verify; the message says what is wrong."""
 
@@ -74,7 +79,9 @@ def _digest_of_manifest(manifest: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def write_manifest(folder: pathlib.Path, position: Position, record: Record, described: dict) -> None:
+def write_manifest(
+    folder: pathlib.Path, position: Position, record: Record, described: dict, top1: float | None = None
+) -> None:
     """Writes the manifest of a finished checkpoint.
 
     Args:
@@ -82,8 +89,11 @@ def write_manifest(folder: pathlib.Path, position: Position, record: Record, des
       position: its place.
       record: see ``Record``.
       described: ``{leaf name: {"shape", "dtype", "digest"}}``.
+      top1: held-out accuracy of the state; None if it was not evaluated.
     """
     manifest = {"step": position.step, "phase": int(position.phase), "record": record, "leaves": described}
+    if top1 is not None:
+        manifest["top1"] = top1
     manifest = json.loads(json.dumps(manifest))  # as it will be read
     manifest["digest"] = _digest_of_manifest(manifest)
     write_file(folder / _MANIFEST, json.dumps(manifest, indent=1))

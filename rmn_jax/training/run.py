@@ -19,6 +19,7 @@ from rmn_jax.errors import Preempted, UserError
 from rmn_jax.files import write_file
 from rmn_jax.training import lock
 from rmn_jax.training import step as steps
+from rmn_jax.training.best import BestState, SaveTimer
 from rmn_jax.training.checkpoint import Checkpoints, Position
 from rmn_jax.training.networks import Networks
 from rmn_jax.training.optimizer import learning_rate
@@ -54,6 +55,7 @@ class Run:
       networks: the plain and the routed network, see ``Networks``.
       steps_per_epoch: optimizer steps in an epoch; ``stem_steps`` of them in phase 1, ``total_steps`` in the run.
       reporter: progress and ``metrics.jsonl``.
+      best: the best state since the last checkpoint; ``timer`` says when the next one is due by the clock.
       stop: see ``StopRequest``.
 
     Raises:
@@ -99,6 +101,8 @@ class Run:
         self.reporter = Reporter(self.workdir, quiet=quiet or jax.process_index() != 0)
         self.record = describe_run(config, self.info)
         self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep, self.reporter.say, self.record)
+        self.best = BestState(self.checkpoints)
+        self.timer = SaveTimer(config.checkpoint.every_minutes)
         self.stop = StopRequest()
         self._saved: Position | None = None
 
@@ -153,9 +157,9 @@ class Run:
 
         return jax.tree.map(spread, state)
 
-    def restore(self) -> tuple[TrainState, Position] | None:
-        """The newest good checkpoint, on the devices; None for a fresh run."""
-        found = self.checkpoints.restore(lambda position: self.networks.state_shapes(position.phase.routed))
+    def restore(self, best: bool = False) -> tuple[TrainState, Position] | None:
+        """The newest good checkpoint, or the best one, on the devices; None for a fresh run."""
+        found = self.checkpoints.restore(lambda position: self.networks.state_shapes(position.phase.routed), best)
         if found is None:
             return None
         self._saved = found[1]
@@ -186,10 +190,17 @@ class Run:
                 f"put the checkpoints back, or start from the beginning in another --workdir."
             )
 
-    def save(self, state: TrainState, phase: Phase) -> None:
-        """Saves a checkpoint of this state."""
+    def save(self, state: TrainState, phase: Phase, top1: float | None = None) -> None:
+        """Saves a checkpoint of this state, and before it the best state since the last one.
+
+        ``top1`` is the state's held-out accuracy; None if it was not evaluated.
+        """
         position = Position(int(state.step), phase)
-        self.checkpoints.save(state, position)
+        held = self.best.take(position, top1)
+        if held is not None:
+            self.checkpoints.save(*held)
+        self.checkpoints.save(state, position, top1)
+        self.timer.restart()
         self._saved = position
 
     def stop_if_asked(self, state: TrainState, step: int, phase: Phase) -> None:
@@ -208,19 +219,22 @@ def _cannot_write(workdir: pathlib.Path, error: OSError) -> UserError:
     return UserError(f"cannot write to --workdir {workdir}: {error.strerror}; choose a folder that you may write to.")
 
 
-def open_run(workdir: str | os.PathLike, config: ConfigDict | None = None) -> tuple[Run, TrainState, Position]:
+def open_run(
+    workdir: str | os.PathLike, config: ConfigDict | None = None, best: bool = False
+) -> tuple[Run, TrainState, Position]:
     """A run that was trained, the state of its newest good checkpoint, and where that is.
 
     Args:
       workdir: its folder.
       config: its configuration, perhaps with other free keys; None is the stored one.
+      best: take the best checkpoint by held-out top-1 instead of the newest.
 
     Raises:
       UserError: no run there, no checkpoint, or missing data.
     """
     stored = read_run(workdir)
     run = Run(stored.config if config is None else config, stored.path)
-    found = run.restore()
+    found = run.restore(best)
     if found is None:
         raise UserError(f"{stored.path} has no checkpoint yet; run `rmn train` first.")
     return run, *found
