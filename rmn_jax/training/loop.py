@@ -31,7 +31,11 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
       Preempted: the process was asked to stop; the state is saved.
       UserError: the loss is not finite.
     """
-    step, churn = int(state.step), Churn(run)
+    step, churn, name = int(state.step), Churn(run), run.phase_name(phase)
+    if step < until:
+        number = "" if name == "plain" else f"phase {phase:d}: "
+        first, last = step // run.steps_per_epoch + 1, until // run.steps_per_epoch
+        run.reporter.say(f"{number}{name} training, epochs {first} to {last}")
     while step < until:
         epoch = step // run.steps_per_epoch
         end = (epoch + 1) * run.steps_per_epoch
@@ -41,13 +45,14 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         if run.config.revive_after and phase.routed:
             state, line["revived"] = _revive(run, state, last=step == run.total_steps)
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
-            result, assignment = evaluate_with_units(run, state, phase.routed)
+            with run.reporter.compiling(f"evaluation of the {name} network"):
+                result, assignment = evaluate_with_units(run, state, phase.routed)
             line |= {f"eval_{name}": value for name, value in result.items()}
             top1 = result["top1"]
             if phase.routed:
                 line["churn"] = churn.since_last(step, assignment)
         run.reporter.record(line)
-        run.reporter.say(epoch_line(line, run.config.epochs))
+        run.reporter.say(epoch_line(line, run.config.epochs, name))
         state = state._replace(metrics=jax.tree.map(lambda leaf: leaf * 0, state.metrics))
         due = (epoch + 1) % run.config.checkpoint.every_epochs == 0 or step == until
         if run.timer.due() or due:
@@ -62,7 +67,7 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
     train_step = run.networks.train_step(phase.routed)
     epoch = step // run.steps_per_epoch
     run.reporter.start_epoch(
-        f"epoch {epoch + 1}/{run.config.epochs} {phase.label}",
+        f"epoch {epoch + 1}/{run.config.epochs} {run.phase_name(phase)}",
         run.steps_per_epoch,
         step - epoch * run.steps_per_epoch,
     )
@@ -78,7 +83,8 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
 
     try:
         while step < end:
-            state, loss = train_step(state, run.dataset.train_batch(step), run.key)
+            with run.reporter.compiling(f"training step of the {run.phase_name(phase)} network"):
+                state, loss = train_step(state, run.dataset.train_batch(step), run.key)
             step += 1
             pending.append(loss)
             if step == first + 1 and end > step:

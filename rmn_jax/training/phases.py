@@ -8,6 +8,7 @@
 Phases 1 and 4 are the same loop over the same step. A plain run ("Original") is phase 1 to the end.
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from rmn_jax.training.extraction import extract
 from rmn_jax.training.renewal import renew_memories
 from rmn_jax.training.run import Run
 from rmn_jax.training.state import Metrics, Phase, TrainState
+from rmn_jax.training.tensorboard import check_installed
 
 
 def run_training(run: Run) -> dict[str, Any]:
@@ -35,7 +37,9 @@ def run_training(run: Run) -> dict[str, Any]:
       Preempted: asked to stop; the state is saved. The same call goes on.
       UserError: see ``Run`` and ``loop.train``.
     """
-    with run.stop.on_signals(), run.owned():
+    if run.config.tensorboard:
+        check_installed()
+    with run.stop.on_signals(), run.owned(), contextlib.closing(run.reporter):
         state, phase = _begin(run)
         routed = run.config.method == "rmn"
         if phase is Phase.STEM:

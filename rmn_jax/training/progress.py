@@ -4,6 +4,8 @@ import contextlib
 import json
 import pathlib
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rmn_jax.errors import UserError
 from rmn_jax.files import free_name, read_regular, write_file
 from rmn_jax.training.state import Phase
+from rmn_jax.training.tensorboard import TensorBoard
 
 METRICS_FILE = "metrics.jsonl"
 # Release 0.1 called a step an update and a phase a step.
 _RENAMED_KEYS = {"update": "step", "step": "phase", "seconds_per_update": "seconds_per_step"}
 
+# Seconds without a word to people within an epoch, and seconds of a compilation whose end is told.
+_SILENCE, _LONG = 30.0, 5.0
+# From more units than this a line for people has a summary of their loads.
+_MANY_UNITS = 8
 # Values of a line that are arrays, with their dimensions: [S, N] or [S].
 _ARRAYS = {"load": 2, "eval_load": 2, "entropy": 1, "dead_units": 1, "memory_drift": 1, "churn": 1}
 
@@ -28,13 +35,23 @@ class Reporter:
     Args:
       workdir: the run's folder.
       quiet: True writes the files only (hosts other than the first, tests).
+      tensorboard: True writes the metrics also for TensorBoard.
     """
 
-    def __init__(self, workdir: pathlib.Path, quiet: bool = False):
+    def __init__(self, workdir: pathlib.Path, quiet: bool = False, tensorboard: bool = False):
         self._file = workdir / METRICS_FILE
         self._console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self._writes = not quiet or _first_host()
+        self._board = TensorBoard(workdir, self.say) if tensorboard and self._writes else None
         self._bar: Progress | None = None
+        self._title, self._first, self._done, self._total = "", 0, 0, 0
+        self._said = self._begun = time.monotonic()
+        self._compiled: set[str] = set()
+
+    def close(self) -> None:
+        """Closes the files of TensorBoard."""
+        if self._board is not None:
+            self._board.close()
 
     def say(self, line: str) -> None:
         """Prints one line for people. A run does not end because its terminal is gone."""
@@ -42,7 +59,9 @@ class Reporter:
             self._console.print(line, markup=False)
 
     def start_epoch(self, title: str, total: int, done: int) -> None:
-        """Opens the bar of an epoch on a terminal; elsewhere there is only the line at the end of the epoch."""
+        """Opens the bar of an epoch on a terminal. Elsewhere there is a line every 30 seconds, see ``advance``."""
+        self._title, self._first, self._done, self._total = title, done, done, total
+        self._said = self._begun = time.monotonic()
         if not self._console.is_terminal or self._console.quiet:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -50,12 +69,32 @@ class Reporter:
         self._bar.start()
         self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
-    def advance(self, loss: float | None = None) -> None:
-        """Advances the bar by one step."""
+    def advance(self, loss: float) -> None:
+        """Advances the bar by one step, or says where the epoch is if nothing was said for ``_SILENCE`` seconds."""
+        self._done += 1
         if self._bar is not None:
-            self._bar.advance(self._task)
-            if loss is not None:
-                self._bar.update(self._task, note=f"loss {loss:.3f}")
+            self._bar.update(self._task, completed=self._done, note=f"loss {loss:.3f}")
+            return
+        now = time.monotonic()
+        if now - self._said >= _SILENCE:
+            self._said = now
+            speed = (now - self._begun) / (self._done - self._first)
+            self.say(f"{self._title}  step {self._done}/{self._total}  loss {loss:.4f}  {speed * 1e3:.0f} ms/step")
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Says that ``what`` is compiled when it is used for the first time, and how long that took if it was long."""
+        if what in self._compiled:
+            yield
+            return
+        self._compiled.add(what)
+        self.say(f"compiling the {what}")
+        begun = time.monotonic()
+        yield
+        seconds = time.monotonic() - begun
+        if seconds >= _LONG:
+            self.say(f"the {what} is compiled after {seconds:.0f} s")
+        self._begun, self._first = time.monotonic(), self._done
 
     def end_epoch(self) -> None:
         """Closes the bar, also if the epoch ends early."""
@@ -71,6 +110,8 @@ class Reporter:
         """
         if not self._writes:
             return
+        if self._board is not None:
+            self._board.write(line)
         try:
             with self._file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -83,6 +124,8 @@ class Reporter:
     def rewind(self, step: int) -> None:
         """Removes lines later than ``step``: the run was stopped after it wrote them, and will write them again.
 
+        TensorBoard gets a new file that hides what earlier ones have after ``step``.
+
         Lines that cannot be read are removed too, for example one that was being written when the process died. If
         there are others than the last one, the old file is kept beside the new one.
 
@@ -91,6 +134,8 @@ class Reporter:
         """
         if not self._writes:
             return
+        if self._board is not None:
+            self._board.begin(step)
         unreadable: list[int] = []
         found = read_metrics(self._file, unreadable)
         kept = [line for line in found if line["step"] <= step]
@@ -155,11 +200,17 @@ def _check_line(line: dict[str, Any]) -> None:
             raise ValueError(key)
 
 
-def epoch_line(line: dict[str, Any], epochs: int) -> str:
-    """The line for people at the end of an epoch, from its JSON."""
+def epoch_line(line: dict[str, Any], epochs: int, phase: str | None = None) -> str:
+    """The line for people at the end of an epoch, from its JSON.
+
+    Args:
+      line: of ``metrics.jsonl``.
+      epochs: of the whole run.
+      phase: its name for people; None is that of the phase's number.
+    """
     parts = [
         f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}",
-        f"{Phase(line['phase']).label:<6}",
+        f"{phase or Phase(line['phase']).label:<6}",
         f"rate {line['learning_rate']:.5f}",
         f"loss {line['train_loss']:.4f}",
         f"train {line['train_top1']:7.2%}",
@@ -168,13 +219,21 @@ def epoch_line(line: dict[str, Any], epochs: int) -> str:
         parts.append(f"eval {line['eval_top1']:7.2%}")
     parts.append(f"{line['seconds_per_step'] * 1e3:.0f} ms/step")
     if line["load"]:
-        shares = [" ".join(f"{unit / max(sum(stage), 1):.0%}" for unit in stage) for stage in line["load"]]
-        parts.append("load " + " | ".join(shares))
-        if sum(line["dead_units"]):
+        parts.append("load " + " | ".join(_load_text(stage) for stage in line["load"]))
+        if sum(line["dead_units"]) and len(line["load"][0]) <= _MANY_UNITS:
             parts.append(f"dead {sum(line['dead_units'])}")
         if line.get("churn"):
             parts.append("churn " + " | ".join(f"{share:.0%}" for share in line["churn"]))
     return "  ".join(parts)
+
+
+def _load_text(load: list[int]) -> str:
+    """The share of each unit of a stage; of many units the least, the median, the most, and how many are dead."""
+    shares = np.asarray(load) / max(sum(load), 1)
+    if len(shares) <= _MANY_UNITS:
+        return " ".join(f"{share:.0%}" for share in shares)
+    dead = int(np.sum(shares == 0))
+    return f"least {shares.min():.1%} median {np.median(shares):.1%} most {shares.max():.1%} dead {dead}"
 
 
 def _first_host() -> bool:

@@ -98,7 +98,7 @@ class Run:
         self.networks = Networks(config, self.info, self.preprocess, self.mesh, self.steps_per_epoch)
         self.key = jax.random.key(config.seed)
         self.eval_key = jax.random.key(config.seed + 1)
-        self.reporter = Reporter(self.workdir, quiet=quiet or jax.process_index() != 0)
+        self.reporter = Reporter(self.workdir, quiet or jax.process_index() != 0, config.tensorboard)
         self.record = describe_run(config, self.info)
         self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep, self.reporter.say, self.record)
         self.best = BestState(self.checkpoints)
@@ -140,6 +140,10 @@ class Run:
             write_file(self.workdir / DATASET_FILE, json.dumps(self.info._asdict(), indent=2) + "\n")
         except OSError as error:
             raise _cannot_write(self.workdir, error) from None
+
+    def phase_name(self, phase: Phase) -> str:
+        """The name of a phase for people; a plain run has only one, "plain"."""
+        return "plain" if self.config.method == "plain" else phase.label
 
     def initial_state(self, routed: bool = False) -> TrainState:
         """The state before the first step, on the devices."""

@@ -228,6 +228,11 @@ def test_stopped_and_killed_runs_end_with_the_same_numbers(tmp_path):
     whole = command(tmp_path / "whole", *settings)
     output, errors = whole.communicate()
     assert whole.returncode == 0, errors
+    phases = [line for line in errors.splitlines() if line.startswith("phase ")]
+    assert (
+        phases[0] == "phase 1: stem training, epochs 1 to 3"
+        and phases[-1] == "phase 4: routed training, epochs 4 to 12"
+    )
 
     workdir = tmp_path / "stopped"
     stopped = command(workdir, *settings)

@@ -2,6 +2,7 @@
 
 import json
 
+from rmn_jax.training import progress
 from rmn_jax.training.progress import Reporter, epoch_line, read_metrics
 from rmn_jax.training.state import Phase
 
@@ -59,3 +60,50 @@ def test_the_line_for_people_has_loads_and_dead_units():
     for part in ("epoch  2/10", "routed", "train  25.00%", "eval  50.00%", "12 ms/step", "dead 3"):
         assert part in text
     assert "load 75% 25% 0% | 0% 0% 100%" in text
+
+
+def test_of_many_units_the_line_says_least_median_most_and_dead():
+    line = {
+        "epoch": 2,
+        "phase": Phase.ROUTED,
+        "learning_rate": 0.1,
+        "train_loss": 1.5,
+        "train_top1": 0.25,
+        "seconds_per_step": 0.012,
+        "load": [[0, 0, 1, 2, 3, 4, 5, 6, 19], [1] * 9],
+        "dead_units": [2, 0],
+    }
+    text = epoch_line(line, 10, "routed")
+    # Of 40 inputs: the median of nine is the fifth, 3/40. Even loads are 1/9.
+    assert "load least 0.0% median 7.5% most 47.5% dead 2 | least 11.1% median 11.1% most 11.1% dead 0" in text
+    assert text.count("dead") == 2
+    assert "plain   rate" in epoch_line({**line, "load": [], "dead_units": []}, 10, "plain")
+
+
+def test_without_a_terminal_an_epoch_has_a_line_every_30_seconds(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    reporter = Reporter(tmp_path)
+    reporter.start_epoch("epoch 3/9 routed", total=100, done=40)
+    for _ in range(50):  # a step takes 2 s
+        now[0] += 2
+        reporter.advance(1.25)
+    reporter.end_epoch()
+    # Resumed at step 40; after 15 steps 30 seconds have gone, and again after 30 and 45.
+    assert capsys.readouterr().err.splitlines() == [
+        f"epoch 3/9 routed  step {step}/100  loss 1.2500  2000 ms/step" for step in (55, 70, 85)
+    ]
+
+
+def test_a_compilation_is_told_once_and_its_time_if_it_was_long(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    reporter = Reporter(tmp_path)
+    for seconds, what in ((42, "step"), (42, "step"), (1, "evaluation")):
+        with reporter.compiling(what):
+            now[0] += seconds
+    assert capsys.readouterr().err.splitlines() == [
+        "compiling the step",
+        "the step is compiled after 42 s",
+        "compiling the evaluation",
+    ]
