@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from rmn_jax import __version__
-from rmn_jax.cli import processes
+from rmn_jax.cli import cache, processes
 from rmn_jax.cli.arguments import Command, Parser
 from rmn_jax.cli.commands import COMMANDS
 from rmn_jax.errors import Preempted, UserError, as_line
@@ -62,6 +62,8 @@ def run() -> None:
     # XLA's C++ log lines would hide the one line that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["JAX_ENABLE_X64"] = "0"  # runs are in float32, whatever other programs of this user want
+    if sys.argv[1:2] != ["bench"]:  # it measures how long compilation takes
+        cache.enable(os.environ)
     _open_standard_files()
     processes.run_in_child()  # for --distributed
     if not os.environ.get("RMN_DEBUG"):
