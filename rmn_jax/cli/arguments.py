@@ -48,9 +48,11 @@ def add_config(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )
 
 
-def add_workdir(parser: argparse.ArgumentParser, text: str = "the folder of `rmn train`") -> None:
+def add_workdir(
+    parser: argparse.ArgumentParser, text: str = "the folder of `rmn train`", required: bool = True
+) -> None:
     """Adds ``--workdir``."""
-    parser.add_argument("--workdir", type=filled, required=True, help=text)
+    parser.add_argument("--workdir", type=filled, required=required, help=text)
 
 
 def add_best(parser: argparse.ArgumentParser) -> None:

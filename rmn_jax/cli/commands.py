@@ -17,7 +17,11 @@ from rmn_jax.errors import UserError
 
 def _train_arguments(parser: ArgumentParser) -> None:
     add_config(parser, required=False)
-    add_workdir(parser, "the run folder: checkpoints, metrics.jsonl, config.json")
+    add_workdir(parser, "the run folder: checkpoints, metrics.jsonl, config.json", required=False)
+    dry = "print configuration, parameters, memory and the time of a step, without training; writes nothing"
+    parser.add_argument("--dry_run", action="store_true", help=dry)
+    profile = "trace ten steps of each phase into a folder (default: profile/ in the run folder)"
+    parser.add_argument("--profile", type=os.path.expanduser, nargs="?", const="", metavar="FOLDER", help=profile)
     parser.add_argument("--distributed", action="store_true", help="this is one of several processes; join the others")
     parser.add_argument(
         "--join_timeout",
@@ -37,22 +41,39 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn train``: the four phases, or the plain backbone."""
+    if arguments.workdir is None and not arguments.dry_run:
+        raise UserError("the following arguments are required: --workdir (see rmn train --help)")
     config = _training_config(arguments.config, arguments.workdir, overrides)
     if arguments.distributed:
         processes.join(arguments.join_timeout, arguments.heartbeat_timeout)
+    profile = arguments.profile
+    if profile == "":
+        if arguments.workdir is None:
+            raise UserError("--profile needs a folder where there is no --workdir; write --profile=FOLDER.")
+        profile = os.path.join(arguments.workdir, "profile")
+    if arguments.dry_run:
+        from rmn_jax.cli.dry_run import dry_run
+
+        return dry_run(config, arguments.workdir, profile)
     from rmn_jax.training.phases import run_training
     from rmn_jax.training.run import Run
+    from rmn_jax.training.trace import Trace
 
-    return run_training(Run(config, arguments.workdir))
+    run = Run(config, arguments.workdir)
+    if profile is not None:
+        run.trace = Trace(pathlib.Path(profile), run.reporter.say)
+    return run_training(run)
 
 
-def _training_config(page: str | None, workdir: str, overrides: Sequence[str]):
-    """The configuration of a page, or without one that of the run in ``workdir``."""
-    import pathlib
-
+def _training_config(page: str | None, workdir: str | None, overrides: Sequence[str]):
+    """The configuration of a page, or without one that of the run in ``workdir``; a dry run may have no ``workdir``."""
     from rmn_jax import config as configuration
     from rmn_jax.training.run_folder import CONFIG_FILE
 
+    if workdir is None:
+        if page is None:
+            raise UserError("give --config PAGE, say --config=configs/digits.py, or the --workdir of a run.")
+        return load_config(page, overrides)
     stored = pathlib.Path(workdir) / CONFIG_FILE
     if page is None:
         if not stored.exists():

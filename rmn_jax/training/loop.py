@@ -36,6 +36,8 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         number = "" if name == "plain" else f"phase {phase:d}: "
         first, last = step // run.steps_per_epoch + 1, until // run.steps_per_epoch
         run.reporter.say(f"{number}{name} training, epochs {first} to {last}")
+        if run.trace is not None:
+            run.trace.begin_phase(phase)
     while step < until:
         epoch = step // run.steps_per_epoch
         end = (epoch + 1) * run.steps_per_epoch
@@ -47,7 +49,7 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
             with run.reporter.compiling(f"evaluation of the {name} network"):
                 result, assignment = evaluate_with_units(run, state, phase.routed)
-            line |= {f"eval_{name}": value for name, value in result.items()}
+            line |= {f"eval_{key}": value for key, value in result.items()}
             top1 = result["top1"]
             if phase.routed:
                 line["churn"] = churn.since_last(step, assignment)
@@ -87,6 +89,8 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
                 state, loss = train_step(state, run.dataset.train_batch(step), run.key)
             step += 1
             pending.append(loss)
+            if run.trace is not None:
+                run.trace.after_step(loss)
             if step == first + 1 and end > step:
                 jax.block_until_ready(loss)  # the first step may compile; it is not timed
                 begun, first = time.perf_counter(), step

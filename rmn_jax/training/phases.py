@@ -39,7 +39,8 @@ def run_training(run: Run) -> dict[str, Any]:
     """
     if run.config.tensorboard:
         check_installed()
-    with run.stop.on_signals(), run.owned(), contextlib.closing(run.reporter):
+    trace = run.trace or contextlib.nullcontext()
+    with run.stop.on_signals(), run.owned(), contextlib.closing(run.reporter), trace:
         state, phase = _begin(run)
         routed = run.config.method == "rmn"
         if phase is Phase.STEM:

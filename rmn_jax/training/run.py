@@ -36,6 +36,7 @@ from rmn_jax.training.run_folder import (
 )
 from rmn_jax.training.state import Phase, TrainState
 from rmn_jax.training.stopping import StopRequest
+from rmn_jax.training.trace import Trace
 
 
 class Run:
@@ -46,6 +47,7 @@ class Run:
       workdir: created if absent. A folder with another run's configuration is refused and not changed.
       devices: to train on; None takes all.
       quiet: no progress on stderr.
+      dataset: to train on in place of the one that ``config.data`` names, with its facts (for a dry run).
 
     Attributes:
       config: as given.
@@ -56,6 +58,7 @@ class Run:
       steps_per_epoch: optimizer steps in an epoch; ``stem_steps`` of them in phase 1, ``total_steps`` in the run.
       reporter: progress and ``metrics.jsonl``.
       best: the best state since the last checkpoint; ``timer`` says when the next one is due by the clock.
+      trace: of some steps, see ``Trace``; None traces nothing.
       stop: see ``StopRequest``.
 
     Raises:
@@ -68,6 +71,7 @@ class Run:
         workdir: str | os.PathLike,
         devices=None,
         quiet: bool = False,
+        dataset: data.Dataset | None = None,
     ):
         self.config = config
         self.workdir = run_path(workdir)
@@ -76,7 +80,7 @@ class Run:
         if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             raise UserError("JAX_ENABLE_X64 is on, but runs are in float32; unset it, or set it to 0.")
         _check_same_run(config, self.workdir)
-        self.dataset = data.load(
+        self.dataset = dataset or data.load(
             config.data,
             batch_size=config.batch_size,
             eval_batch_size=config.eval_batch_size,
@@ -103,6 +107,7 @@ class Run:
         self.checkpoints = Checkpoints(self.workdir, config.checkpoint.keep, self.reporter.say, self.record)
         self.best = BestState(self.checkpoints)
         self.timer = SaveTimer(config.checkpoint.every_minutes)
+        self.trace: Trace | None = None
         self.stop = StopRequest()
         self._saved: Position | None = None
 
