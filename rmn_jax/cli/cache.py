@@ -38,6 +38,8 @@ def enable(environment: MutableMapping[str, str]) -> str | None:
     if folder is None:
         return None
     environment[_JAX_FOLDER] = folder
+    # XLA's own cache beside it (autotuning on GPUs) would fail a compilation when the disk is full.
+    environment.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
     with contextlib.suppress(OSError):  # another process may remove the same files
         _shrink(pathlib.Path(folder))
     return folder
@@ -67,7 +69,9 @@ def _usable(folder: str) -> str | None:
 
 def _shrink(folder: pathlib.Path) -> None:
     """Removes the oldest files until the rest has at most ``_LARGEST_BYTES``, and those that a full disk left empty."""
-    files = sorted(((file.stat(), file) for file in folder.iterdir()), key=lambda each: each[0].st_mtime)
+    files = sorted(
+        ((file.stat(), file) for file in folder.iterdir() if file.is_file()), key=lambda each: each[0].st_mtime
+    )
     total = sum(found.st_size for found, _ in files)
     for found, file in files:
         if total > _LARGEST_BYTES or not found.st_size:

@@ -244,7 +244,7 @@ class Checkpoints:
                 self._check_record(manifest, position, False)
                 good[position] = manifest
             except Damaged as problem:
-                warn(f"checkpoint {paths[position]} is passed over: {problem}")
+                warn(f"checkpoint {paths[position]} is skipped: {problem}")
         return good
 
     @staticmethod

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 
+from rmn_jax.training.manifest import checkpoint_paths, read_manifest
+from rmn_jax.training.state import Phase
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SETTINGS = ("epochs=16", "stem_epochs=1", "model.width=4", "checkpoint.every_epochs=16", "eval_every_epochs=4")
 
@@ -33,7 +36,8 @@ def free_port():
 
 def start_both(workdir):
     shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    return [start(workdir, 1, "--distributed", **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+    words = ("--distributed", "--config.checkpoint.every_minutes=1e-6", "--config.checkpoint.keep=99")
+    return [start(workdir, 1, *words, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
 
 
 def child_of(process):
@@ -80,6 +84,13 @@ def test_two_processes_train_as_two_devices_and_stop_together(tmp_path):
     for one, other in zip(expected[:3], found[:3], strict=True):  # in later epochs, rounding errors have grown
         assert abs(one["train_loss"] - other["train_loss"]) < 1e-2 * one["train_loss"]
     assert found[-1]["eval_top1"] > 0.3
+    saved = checkpoint_paths(tmp_path / "both" / "checkpoints")
+    # By the clock of the first process they agree to save, which is asked after every step, at every 16th. With 5 steps
+    # in an epoch this is also within epochs.
+    assert any(position.step % 5 and position.phase is Phase.ROUTED for position in saved)
+    top1 = {position.step: read_manifest(path, position).get("top1") for position, path in saved.items()}
+    evaluated = {line["step"]: line["eval_top1"] for line in found if "eval_top1" in line}
+    assert max(filter(None, top1.values())) == max(evaluated[step] for step in evaluated if step > 5)
 
 
 def test_a_process_that_does_not_come_is_one_line(tmp_path):

@@ -206,10 +206,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(uninterrupted, tmp_path, monkeypa
     run = make_run(tmp_path)
     save = run.save
 
-    def die_at_step_8(state, phase):
+    def die_at_step_8(state, phase, top1=None):
         if int(state.step) == 8:
             raise KeyboardInterrupt
-        save(state, phase)
+        save(state, phase, top1)
 
     monkeypatch.setattr(run, "save", die_at_step_8)
     with pytest.raises(KeyboardInterrupt):
