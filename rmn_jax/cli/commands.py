@@ -101,6 +101,9 @@ def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     if arguments.data is not None:
         return _evaluate_folder(arguments, overrides)
     run, state, position = _open_run(arguments.workdir, overrides, arguments.best)
+    if arguments.best:
+        name = run.phase_name(position.phase)
+        run.reporter.say(f"the best checkpoint is that of step {position.step} of {run.total_steps} ({name})")
     result = loop.evaluate(run, state, position.phase.routed, split=arguments.split)
     return {key: result[key] for key in ("top1", "top5", "loss", "examples")}
 

@@ -197,7 +197,9 @@ def test_the_commands_take_the_best_one(scripted, tmp_path, capsys):
     losses = []
     for words in ([], ["--best"]):
         assert main(["eval", f"--workdir={tmp_path}", *words]) == 0
-        losses.append(json.loads(capsys.readouterr().out.splitlines()[-1])["loss"])
+        captured = capsys.readouterr()
+        losses.append(json.loads(captured.out.splitlines()[-1])["loss"])
+        assert ("the best checkpoint is that of step 2 of 6 (plain)" in captured.err) == bool(words)
     assert losses[0] != losses[1]
     run, state, _ = open_run(tmp_path, best=True)
     assert losses[1] == loop.evaluate(run, state, routed=False)["loss"]
