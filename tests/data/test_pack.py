@@ -109,12 +109,12 @@ sys.exit(main(sys.argv[1:]))
 def test_an_unpacked_folder_trains_where_tfds_grain_and_array_record_are_missing(packed, tmp_path):
     out = tmp_path / "images"
     unpack(packed[0], out)
-    settings = {"data.name": "folder", "data.path": out, "data.image_size": 8, "epochs": 1, "model.width": 4}
+    settings = {"data.name": "folder", "data.path": out, "data.image_size": 8, "epochs": 2, "model.width": 4}
     words = [f"--config.{key}={value}" for key, value in settings.items()]
     command = ["train", "--config=configs/digits.py:plain", f"--workdir={tmp_path / 'run'}", *words]
     done = subprocess.run([sys.executable, "-c", BLOCKED, *command], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["epochs"] == 1
+    assert json.loads(done.stdout.splitlines()[-1])["epochs"] == 2
 
 
 def test_load_reads_the_unpacked_folder_on_the_device(packed, data_config, tmp_path):
