@@ -79,7 +79,7 @@ def _compile(group: Group, num_units: int | None, attention: str, backend: str, 
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             memory=variables.get("memory", {}),
             opt_state=optimizer.init(variables["params"]),
             metrics=Metrics.zeros(stages, num_units or 1),

@@ -1,7 +1,7 @@
 """Table of parameters and multiply-adds: every backbone on every benchmark, beside the paper's figures.
 
 Our figures are counted from the networks (``rmn_jax.analysis.counts``). The paper's are those that it prints for N = 8,
-in millions and billions, rounded or truncated to the digits shown here.
+in millions and billions, rounded or truncated to the digits shown here. It has four of the backbones.
 """
 
 import functools
@@ -23,6 +23,11 @@ BACKBONES = {
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
     "efficientnet_b0": "EfficientNet-B0",
+    # The paper does not have these.
+    "resnet34": "ResNet-34",
+    "resnet101": "ResNet-101",
+    "mobilenet_v2": "MobileNetV2",
+    "convnext_tiny": "ConvNeXt-T",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"routed": False},
@@ -40,7 +45,7 @@ class Row(NamedTuple):
       variant: a key of ``VARIANTS``.
       parameters: number of trained values, of all units.
       multiply_adds: for one image, on the active path.
-      paper_parameters: the paper's figure, in millions.
+      paper_parameters: the paper's figure, in millions; None if it does not have the backbone.
       paper_multiply_adds: the paper's figure, in billions; None if it prints none.
       notes: keys of ``rmn_jax.analysis.paper.NOTES`` that explain a difference.
     """
@@ -50,14 +55,14 @@ class Row(NamedTuple):
     variant: str
     parameters: int
     multiply_adds: int
-    paper_parameters: float
+    paper_parameters: float | None
     paper_multiply_adds: float | None
     notes: tuple[str, ...]
 
     @property
-    def parameter_difference(self) -> float:
-        """Our figure minus the paper's, in millions."""
-        return self.parameters / 1e6 - self.paper_parameters
+    def parameter_difference(self) -> float | None:
+        """Our figure minus the paper's, in millions; None if the paper prints none."""
+        return None if self.paper_parameters is None else self.parameters / 1e6 - self.paper_parameters
 
     @property
     def multiply_add_difference(self) -> float | None:
@@ -67,7 +72,7 @@ class Row(NamedTuple):
 
 @functools.cache
 def rows(routed_stages: str = "all") -> tuple[Row, ...]:
-    """The counts of all 36 networks. No network is computed.
+    """The counts of all networks. No network is computed.
 
     Args:
       routed_stages: as ``config.model.routed_stages``. The paper's figures, for all stages, stay beside the counts.
@@ -84,9 +89,9 @@ def _all_names() -> list[tuple[str, str, str]]:
 
 def _row(benchmark: str, backbone: str, variant: str, routed_stages: str) -> Row:
     parameters, multiply_adds = _counts(benchmark, backbone, routed_stages, **VARIANTS[variant])
-    printed = paper.FIGURES[benchmark, backbone]
+    printed = paper.FIGURES.get((benchmark, backbone), (None,) * 4)
     operations = {"plain": printed[3], "RMN": None, "RMN+CA": None}
-    if benchmark == "Tiny ImageNet":
+    if benchmark == "Tiny ImageNet" and backbone in paper.ATTENTION_MULTIPLY_ADDS:
         operations["RMN+CA"] = paper.ATTENTION_MULTIPLY_ADDS[backbone]
     quantities = ("parameters", "multiply_adds")
     noted = (paper.NOTED.get((backbone, benchmark, quantity)) for quantity in quantities)
@@ -134,14 +139,16 @@ def to_json(table: tuple[Row, ...]) -> list[dict[str, Any]]:
     return [
         {
             **row._asdict(),
-            "parameter_difference": round(row.parameter_difference, 3),
-            "multiply_add_difference": None
-            if row.multiply_add_difference is None
-            else round(row.multiply_add_difference, 4),
+            "parameter_difference": _rounded(row.parameter_difference, 3),
+            "multiply_add_difference": _rounded(row.multiply_add_difference, 4),
             "notes": [paper.NOTES[note] for note in row.notes],
         }
         for row in table
     ]
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 _COLUMNS = (
@@ -159,14 +166,14 @@ _COLUMNS = (
 
 
 def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
-    operations = row.paper_multiply_adds
+    parameters, operations = row.paper_parameters, row.paper_multiply_adds
     return (
         BACKBONES[row.backbone],
         row.variant,
         f"{row.parameters:,}",
         f"{row.parameters / 1e6:.2f}",
-        f"{row.paper_parameters:.1f}",
-        f"{row.parameter_difference:+.2f}",
+        "" if parameters is None else f"{parameters:.1f}",
+        "" if parameters is None else f"{row.parameter_difference:+.2f}",
         f"{row.multiply_adds / 1e9:.3f}",
         "" if operations is None else f"{operations:.2f}",
         "" if operations is None else f"{row.multiply_add_difference:+.3f}",
@@ -200,7 +207,7 @@ Written by `rmn table --markdown`; a test checks that it is up to date. N = {NUM
 units. Multiply-adds are for one image on its active path: convolutions, linear layers (with those of conditional
 attention) and, in a routed network, the distances to the memories. The counts of plain networks with 1000 classes equal
 torchvision's to the last digit. A difference is our figure minus the paper's. The paper prints one decimal of a million
-and two decimals of a billion.
+and two decimals of a billion. It does not have ResNet-34, ResNet-101, MobileNetV2 and ConvNeXt-T.
 """
 
 

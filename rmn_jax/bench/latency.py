@@ -138,7 +138,7 @@ def _spread_memories(model: RMN, variables: dict[str, Any], images: np.ndarray) 
     plain = model.clone(routed=False, attention="none", axis_name=None)
     plain_variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf[0] if is_procedural(path) else leaf,
-        {name: variables[name] for name in ("params", "batch_stats")},
+        {name: variables[name] for name in ("params", "batch_stats") if name in variables},
     )
     apply = jax.jit(lambda v, x: cast(Outputs, plain.apply(v, x)).pooled)
     chosen = images[np.linspace(0, len(images) - 1, model.num_units).astype(int)]

@@ -125,7 +125,7 @@ class Step:
         self.state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables["params"],
-            batch_stats=variables["batch_stats"],
+            batch_stats=variables.get("batch_stats", {}),
             memory=variables.get("memory", {}),
             opt_state=optimizer.init(variables["params"]),
             metrics=Metrics.zeros(stages if routed else 0, num_units or 1),

@@ -12,7 +12,12 @@ from torch import nn
 
 VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 # Blocks of each stage and expansion of a block.
-RESNETS = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), 1),
+    "resnet34": ((3, 4, 6, 3), 1),
+    "resnet50": ((3, 4, 6, 3), 4),
+    "resnet101": ((3, 4, 23, 3), 4),
+}
 NAMES = (*RESNETS, "vgg16_bn", "efficientnet_b0")
 # (expansion, kernel, channels, depth) of each run of blocks.
 EFFICIENTNET = (
@@ -58,7 +63,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18 or ResNet-50 for 224 pixels.
+    """ResNet-18, -34, -50 or -101 for 224 pixels.
 
     Args:
       depths: blocks of each of the four stages.

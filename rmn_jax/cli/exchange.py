@@ -10,7 +10,8 @@ from rmn_jax.errors import UserError
 
 
 def _import_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--backbone", help="of the --weights file: resnet18, resnet50, vgg16_bn, efficientnet_b0")
+    known = "resnet18, 34, 50 or 101, vgg16_bn, mobilenet_v2, efficientnet_b0, convnext_tiny"
+    parser.add_argument("--backbone", help=f"of the --weights file: {known}")
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--weights", type=filled, help="a safetensors file with torchvision's or timm's names")
     origin.add_argument("--from", type=filled, dest="source", metavar="RUN", help="a run, or its exported safetensors")

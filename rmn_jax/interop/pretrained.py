@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rmn_jax import config as configuration
 from rmn_jax.errors import UserError
-from rmn_jax.interop.names import MEAN, NAMERS, STD
+from rmn_jax.interop.names import MEAN, STD, library_names
 from rmn_jax.interop.start import begin_run, check_new, describe_data, set_normalisation
 from rmn_jax.interop.torch_weights import ImportReport, classes_in_file, fits_in_shape, load_torch_weights
 from rmn_jax.models import build_model
@@ -36,7 +36,7 @@ def import_run(
     """Creates a run folder from a weights file.
 
     Args:
-      backbone: "resnet18", "resnet50", "vgg16_bn" or "efficientnet_b0".
+      backbone: one of ``rmn_jax.interop.names.importable()``.
       weights: a safetensors file with the names of torchvision or timm.
       workdir: a folder without a run.
       num_units: N of an RMN, whose training continues with phase 2. None makes a plain run.
@@ -53,8 +53,7 @@ def import_run(
       UserError: the file does not match, the folder holds a run already, or it cannot be written.
     """
     folder = check_new(workdir)
-    if backbone not in NAMERS:
-        raise UserError(f"no weights can be imported for {backbone!r}; known: {', '.join(sorted(NAMERS))}.")
+    library_names(backbone)
     fallback = _IMAGENET_CLASSES if config is None else None
     config = _matching_config(config, backbone, num_units)
     configuration.validate(config, device_count=1)

@@ -13,7 +13,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rmn_jax.errors import UserError
-from rmn_jax.interop.names import CLASSIFIER, NAMERS
+from rmn_jax.interop.names import library_names
+from rmn_jax.models import BACKBONES
+from rmn_jax.models.names import LibraryNames
 
 # Name of a leaf -> name of the tensor in PyTorch.
 _TENSORS = {
@@ -22,6 +24,7 @@ _TENSORS = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "gamma": "",  # a layer scale: the layer's name is the tensor's
 }
 _SHOWN = 4  # names in an error message
 
@@ -53,11 +56,13 @@ class _Leaf(NamedTuple):
       path: collection, modules, leaf.
       source: name of the tensor; "" for a leaf that the libraries do not have.
       shape: of the leaf.
+      linear: whether this is the kernel of a 1x1 convolution here, and of a linear layer there.
     """
 
     path: tuple[str, ...]
     source: str
     shape: tuple[int, ...]
+    linear: bool = False
 
 
 def load_torch_weights(
@@ -72,7 +77,7 @@ def load_torch_weights(
 
     Args:
       path: a safetensors file with the names of torchvision or timm; which of the two is detected.
-      backbone_name: "resnet18", "resnet50", "vgg16_bn" or "efficientnet_b0".
+      backbone_name: one of ``rmn_jax.interop.names.importable()``.
       variables: ``params`` and ``batch_stats`` of the plain network (float32), for example from ``RMN(...).init``.
         Attention modules and the gates of a learned router keep their values; the two libraries do not have them.
       fresh_head: keep the given classifier (the last linear layer), and any other layer of the head whose shape differs
@@ -87,13 +92,12 @@ def load_torch_weights(
       UserError: unknown backbone, no such file, not a safetensors file, values that are not finite, or (if ``strict``)
         tensors that do not match.
     """
-    if backbone_name not in NAMERS:
-        raise UserError(f"no weights can be imported for {backbone_name!r}; known: {', '.join(sorted(NAMERS))}.")
+    names = library_names(backbone_name)
     try:
         with safe_open(path, framework="flax") as file:
             shapes, actual = _header(file)
-            naming, leaves = _best_naming(backbone_name, variables, shapes)
-            matched, report = _match(leaves, shapes, naming, CLASSIFIER[backbone_name], fresh_head)
+            naming, leaves = _best_naming(names, variables, shapes)
+            matched, report = _match(leaves, shapes, naming, names.classifier, fresh_head)
             _check(report, path, backbone_name, shapes, strict)
             arrays = {leaf.path: _converted(file.get_tensor(actual[leaf.source]), leaf) for leaf in matched}
     except FileNotFoundError:
@@ -115,10 +119,9 @@ def to_torchvision(variables: dict[str, Any], backbone_name: str) -> dict[str, n
     Raises:
       UserError: torchvision does not have this backbone.
     """
-    if backbone_name not in NAMERS:
-        raise UserError(f"torchvision has no {backbone_name!r}; it has {', '.join(sorted(NAMERS))}.")
+    names = library_names(backbone_name, "torchvision has no {!r}")
     arrays: dict[str, np.ndarray] = {}
-    for leaf in _leaves(backbone_name, "torchvision", variables):
+    for leaf in _leaves(names, "torchvision", variables):
         collection, *path = leaf.path
         value = variables[collection]
         for key in path:
@@ -138,13 +141,16 @@ def _in_torch_layout(array: np.ndarray, leaf: _Leaf) -> np.ndarray:
         array = array.transpose(3, 2, 0, 1)
     elif array.ndim == 2:
         array = array.T
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array.reshape(_torch_shape(leaf)))
 
 
 def classes_in_file(path: str | pathlib.Path, backbone_name: str) -> int | None:
     """The number of classes of a weights file, from its last linear layer; None if that is not found."""
-    for namer in NAMERS.get(backbone_name, {}).values():
-        shape = _shapes(path).get(f"{namer(CLASSIFIER[backbone_name])}.weight")
+    if backbone_name not in BACKBONES:
+        return None
+    names = library_names(backbone_name)
+    for namer in names.libraries.values():
+        shape = _shapes(path).get(f"{namer(names.classifier)}.weight")
         if shape:
             return shape[0]
     return None
@@ -152,9 +158,9 @@ def classes_in_file(path: str | pathlib.Path, backbone_name: str) -> int | None:
 
 def fits_in_shape(path: str | pathlib.Path, backbone_name: str, shapes: dict[str, Any], fresh_head: bool) -> bool:
     """Whether all names and shapes of a file are those of a network, given by the shapes of its variables."""
-    stored = _shapes(path)
-    naming, leaves = _best_naming(backbone_name, shapes, stored)
-    _, report = _match(leaves, stored, naming, CLASSIFIER[backbone_name], fresh_head)
+    stored, names = _shapes(path), library_names(backbone_name)
+    naming, leaves = _best_naming(names, shapes, stored)
+    _, report = _match(leaves, stored, naming, names.classifier, fresh_head)
     return bool(report.loaded) and not (report.missing or report.unexpected or report.misshaped)
 
 
@@ -181,22 +187,23 @@ def _names(key_path) -> tuple[str, ...]:
     return tuple(key.key for key in key_path)
 
 
-def _leaves(backbone_name: str, naming: str, variables: dict[str, Any]) -> list[_Leaf]:
+def _leaves(names: LibraryNames, naming: str, variables: dict[str, Any]) -> list[_Leaf]:
     """All leaves with their sources. Leaves outside the backbone (attention, a learned router's gates) have ""."""
     leaves = []
     for collection in ("params", "batch_stats"):
-        for key_path, leaf in jax.tree_util.tree_leaves_with_path(variables[collection]):
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(variables.get(collection, {})):
             path = _names(key_path)
             source = ""
             if path[0].startswith(("stem", "stage", "head")):
-                source = f"{NAMERS[backbone_name][naming](path[:-1])}.{_TENSORS[path[-1]]}"
-            leaves.append(_Leaf((collection, *path), source, tuple(leaf.shape)))
+                source = ".".join(filter(None, (names.libraries[naming](path[:-1]), _TENSORS[path[-1]])))
+            linear = path[-1] == "kernel" and path[-2] in names.linear
+            leaves.append(_Leaf((collection, *path), source, tuple(leaf.shape), linear))
     return leaves
 
 
-def _best_naming(backbone_name: str, variables, shapes) -> tuple[str, list[_Leaf]]:
+def _best_naming(names: LibraryNames, variables, shapes) -> tuple[str, list[_Leaf]]:
     """The library whose names find most leaves in the file (torchvision in a tie), and the leaves with its names."""
-    found = {naming: _leaves(backbone_name, naming, variables) for naming in NAMERS[backbone_name]}
+    found = {naming: _leaves(names, naming, variables) for naming in names.libraries}
     best = max(found, key=lambda naming: sum(leaf.source in shapes for leaf in found[naming]))
     return best, found[best]
 
@@ -222,13 +229,25 @@ def _match(leaves, shapes, naming, classifier, fresh_head) -> tuple[list[_Leaf],
 
 
 def _torch_shape(leaf: _Leaf) -> tuple[int, ...]:
-    """The shape of the tensor in PyTorch: [O, C, kh, kw] for a leaf [kh, kw, C, O], and [O, C] for [C, O]."""
+    """The shape of the tensor in PyTorch: [O, C, kh, kw] for a leaf [kh, kw, C, O], and [O, C] for [C, O].
+
+    torchvision's layer scale is [C, 1, 1].
+    """
     shape = leaf.shape
+    if leaf.path[-1] == "gamma":
+        return (*shape, 1, 1)
+    if leaf.linear:
+        return (shape[3], shape[2])
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
 def _unflattened(shape: tuple[int, ...], leaf: _Leaf) -> tuple[int, ...] | None:
     """The shape to reshape a tensor of ``shape`` to before it is transposed to the leaf; None if it does not match."""
+    if leaf.path[-1] == "gamma":  # [C] in timm
+        return leaf.shape if shape in (leaf.shape, _torch_shape(leaf)) else None
+    if leaf.linear:  # a linear layer or, in timm with an option, a convolution
+        unflattened = (*_torch_shape(leaf), 1, 1)
+        return unflattened if shape in (_torch_shape(leaf), unflattened) else None
     if shape == _torch_shape(leaf) and not _follows_feature_map(leaf):
         return shape
     if len(leaf.shape) != 2:

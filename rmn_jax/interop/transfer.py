@@ -136,5 +136,6 @@ def _filled(variables: dict[str, Any], weights: Weights, fresh_head: bool, repor
 
 
 def _is_classifier(name: str, variables: dict[str, Any]) -> bool:
-    """Whether a leaf is of the head's last layer (modules are named in order)."""
-    return name.split("/")[2] == max(variables["params"]["head"])
+    """Whether a leaf is of the head's last linear layer (these are named in order)."""
+    linear = (layer for layer, leaves in variables["params"]["head"].items() if "kernel" in leaves)
+    return name.split("/")[2] == max(linear)

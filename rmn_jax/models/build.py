@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from rmn_jax.errors import UserError
+from rmn_jax.models.convnext import convnext_tiny
 from rmn_jax.models.efficientnet import efficientnet_b0
-from rmn_jax.models.resnet import resnet8, resnet10, resnet18, resnet50
+from rmn_jax.models.mobilenet import mobilenet_v2
+from rmn_jax.models.resnet import resnet8, resnet10, resnet18, resnet34, resnet50, resnet101
 from rmn_jax.models.rmn import RMN, Backbone
 from rmn_jax.models.vgg import vgg16_bn
 
@@ -24,9 +26,13 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet8": resnet8,
     "resnet10": resnet10,
     "resnet18": resnet18,
+    "resnet34": resnet34,
     "resnet50": resnet50,
+    "resnet101": resnet101,
     "vgg16_bn": vgg16_bn,
+    "mobilenet_v2": mobilenet_v2,
     "efficientnet_b0": efficientnet_b0,
+    "convnext_tiny": convnext_tiny,
 }
 # Options of backbones that a configuration has keys for, with the value that leaves the backbone's own default.
 CONFIG_OPTIONS: dict[str, Any] = {"small_stem": "7x7", "width": 0}
@@ -39,7 +45,8 @@ def create_backbone(name: str, num_classes: int, image_size: int, **options: Any
       name: a key of ``BACKBONES``.
       num_classes: K.
       image_size: in pixels. Small images change some backbones, see their functions.
-      **options: of that backbone, see its function. ResNets have ``width`` and (but for ResNet-8) ``small_stem``.
+      **options: of that backbone, see its function. ResNets and ConvNeXt have ``width``, ResNets but
+        for ResNet-8 also ``small_stem``.
 
     Raises:
       UserError: unknown name, an option that the backbone does not have, or a value that it cannot use.

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 
 from rmn_jax.models.dropout import Dropout, StochasticDepth
+from rmn_jax.models.efficientnet_names import efficientnet_names
 from rmn_jax.models.layers import Layers, scaled
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing import global_average_pool
@@ -45,6 +46,7 @@ STAGES = (
     (((6, 3, 2, 80), 3), ((6, 5, 1, 112), 3)),
     (((6, 5, 2, 192), 4), ((6, 3, 1, 320), 1)),
 )
+NAMES = efficientnet_names(STAGES)
 STEM_FEATURES = 32
 HEAD_FEATURES = 1280
 STOCHASTIC_DEPTH = 0.2  # rate of the last block; it rises linearly from 0 at the first
@@ -163,7 +165,7 @@ def efficientnet_b0(num_classes: int, image_size: int) -> Backbone:
       num_classes: K.
       image_size: in pixels; with 64 or less the stem and the second stage have stride 1.
     """
-    return efficientnet(STAGES, num_classes, small=image_size <= 64)
+    return efficientnet(STAGES, num_classes, small=image_size <= 64)._replace(names=NAMES)
 
 
 def efficientnet(stages: tuple, num_classes: int, *, small: bool) -> Backbone:

@@ -20,6 +20,8 @@ NORM = "factor_and_shift"
 
 # Fan-out He initialisation, as in the ResNet paper and torchvision.
 kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Each channel of a depthwise convolution is a filter with one channel in and one out: its fan-in, without C, is kh kw.
+depthwise_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def per_unit(init, num_units: int | None):
@@ -60,6 +62,7 @@ class RoutedConv(nn.Module):
       layout: the stage's layout; needed when routed.
       dtype: compute type. Parameters are float32.
       backend: see ``rmn_jax.ops.choose``.
+      kernel_init: initialiser of the kernel of one unit.
       folded: for inference. The kernel is read from the collection ``folded``, in the form that
         ``rmn_jax.ops.choose.folded_form`` names; where the collection does not have it yet, it is made from the
         parameter.
@@ -73,13 +76,14 @@ class RoutedConv(nn.Module):
     num_units: int | None = None
     layout: Layout = None
     dtype: Any = jnp.float32
+    kernel_init: Any = kernel_init
     backend: str = "auto"
     folded: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = leaf_shape((*self.kernel_size, x.shape[-1], self.features), self.num_units)
-        parameter = lambda: self.param("kernel", per_unit(kernel_init, self.num_units), shape)  # noqa: E731
+        parameter = lambda: self.param("kernel", per_unit(self.kernel_init, self.num_units), shape)  # noqa: E731
         x = x.astype(self.dtype)
         form = "direct"
         if self.folded:
@@ -98,41 +102,47 @@ class RoutedConv(nn.Module):
             y = ops.routed_conv(
                 x, kernel, self.layout, strides=self.strides, padding=self.padding, backend=self.backend
             )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, leaf_shape((self.features,), self.num_units))
-            if self.layout is not None:
-                rows = ops.take_unit(bias, self.layout)
-                # In tiles, one vector for all slots, padding too: XLA can add it within the convolution.
-                bias = rows.reshape(-1) if isinstance(self.layout, Tiles) else over_pixels(rows, self.layout)
-            wide = merge_tiles(y)
-            # Broadcast before rounding: the bias's gradient is then summed over rows and pixels in float32.
-            y = (wide + jnp.broadcast_to(bias, wide.shape).astype(self.dtype)).reshape(y.shape)
-        return y
+        return _with_bias(self, y) if self.use_bias else y
+
+
+def _with_bias(module: "RoutedConv | RoutedDepthwise", y: jax.Array) -> jax.Array:
+    """Y plus the bias of a layer; when routed, that of each row's unit."""
+    layout: Layout = module.layout
+    bias = module.param("bias", nn.initializers.zeros, leaf_shape((y.shape[-1],), module.num_units))
+    if layout is not None:
+        rows = ops.take_unit(bias, layout)
+        # In tiles, one vector for all slots, padding too: XLA can add it within the convolution.
+        bias = rows.reshape(-1) if isinstance(layout, Tiles) else over_pixels(rows, layout)
+    wide = merge_tiles(y)
+    # Broadcast before rounding: the bias's gradient is then summed over rows and pixels in float32.
+    return (wide + jnp.broadcast_to(bias, wide.shape).astype(module.dtype)).reshape(y.shape)
 
 
 class RoutedDepthwise(nn.Module):
-    """Depthwise convolution without bias, [B, H, W, C] -> [B, OH, OW, C]; when routed, with each row's unit's kernel.
+    """Depthwise convolution, [B, H, W, C] -> [B, OH, OW, C]; when routed, with each row's unit's kernel.
 
-    Attributes: see ``RoutedConv``. The kernel is [kh, kw, 1, C], with initial variance 2 / (kh kw).
+    Attributes: see ``RoutedConv``. The kernel is [kh, kw, 1, C], with initial variance 2 / (kh kw) by default.
     """
 
     kernel_size: tuple[int, int]
     strides: int = 1
     padding: int | None = None
+    use_bias: bool = False
     num_units: int | None = None
     layout: Layout = None
     dtype: Any = jnp.float32
+    kernel_init: Any = depthwise_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Each channel is a filter with one channel in and one out: its fan-in, without C, is kh kw.
-        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         shape = leaf_shape((*self.kernel_size, 1, x.shape[-1]), self.num_units)
-        kernel = self.param("kernel", per_unit(init, self.num_units), shape).astype(self.dtype)
+        kernel = self.param("kernel", per_unit(self.kernel_init, self.num_units), shape).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.layout is None:
-            return ops.depthwise(x, kernel, strides=self.strides, padding=self.padding)
-        return ops.routed_depthwise(x, kernel, self.layout, strides=self.strides, padding=self.padding)
+            y = ops.depthwise(x, kernel, strides=self.strides, padding=self.padding)
+        else:
+            y = ops.routed_depthwise(x, kernel, self.layout, strides=self.strides, padding=self.padding)
+        return _with_bias(self, y) if self.use_bias else y
 
 
 class RoutedBatchNorm(nn.Module):
@@ -226,9 +236,9 @@ class ConditionalAttention(nn.Module):
 class Layers(NamedTuple):
     """Constructors of a block's layers. One definition of a block serves the plain backbone and the procedures.
 
-    ``conv``, ``norm`` and ``depthwise`` are ``RoutedConv``, ``RoutedBatchNorm`` and ``RoutedDepthwise``, with
-    everything bound that the network decides (units, layout, training, compute type, mesh axis). A block writes
-    ``layers.conv(64, (3, 3))(x)``.
+    ``conv``, ``norm`` and ``depthwise`` are ``RoutedConv``, ``RoutedBatchNorm`` and ``RoutedDepthwise``;
+    ``layer_norm`` and ``layer_scale`` are in ``rmn_jax.models.layer_norm``. All is bound that the network decides
+    (units, layout, training, type, mesh axis). A block writes ``layers.conv(64, (3, 3))(x)``.
 
     Attributes:
       conv: module constructor.
@@ -238,6 +248,8 @@ class Layers(NamedTuple):
         evaluation.
       depthwise: module constructor, ``layers.depthwise((3, 3))(x)``.
       layout: of the feature maps, for what a block does with them itself.
+      layer_norm: module constructor, ``layers.layer_norm()(x)``.
+      layer_scale: module constructor, ``layers.layer_scale(1e-6)(x)``.
     """
 
     conv: Any
@@ -246,3 +258,5 @@ class Layers(NamedTuple):
     keys: jax.Array | None = None
     depthwise: Any = None
     layout: Layout = None
+    layer_norm: Any = None
+    layer_scale: Any = None

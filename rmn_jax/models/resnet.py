@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2016): torchvision's ResNet-18 and ResNet-50, and two small ones for CPUs.
+"""ResNet (He et al., 2016): torchvision's ResNet-18, -34, -50 and -101, and two small ones for CPUs.
 
 The routed stages are the four stages of the network, split by downsampling. On 32x32 and 64x64 images the first two
 downsamplings are dropped: the 7x7 stem has stride 1, and there is no max-pool.
@@ -13,6 +13,7 @@ import jax
 
 from rmn_jax.errors import UserError
 from rmn_jax.models.layers import Layers
+from rmn_jax.models.names import LibraryNames, Path, number_in
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing import global_average_pool
 
@@ -133,6 +134,18 @@ class Head(nn.Module):
         return nn.Dense(self.num_classes, name="fc")(global_average_pool(x))
 
 
+def _library_name(path: Path) -> str:
+    """Both libraries: ``conv1``, ``layer2.0.bn1``, ``layer2.0.downsample.0``, ``fc``."""
+    if path[0] in ("stem", "head"):
+        return path[1]
+    stage, block, layer = path
+    inner = {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}.get(layer, layer)
+    return f"layer{number_in(stage)}.{number_in(block) - 1}.{inner}"
+
+
+NAMES = LibraryNames(_library_name, _library_name)
+
+
 def resnet(
     block: type[nn.Module],
     depths: tuple[int, ...],
@@ -180,7 +193,7 @@ def _published(block, depths, num_classes: int, image_size: int, small_stem: str
         stem_kernel=3 if small and small_stem == "3x3" else 7,
         stem_strides=1 if small else 2,
         pool=not small,
-    )
+    )._replace(names=NAMES)
 
 
 def resnet10(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
@@ -195,7 +208,8 @@ def resnet10(num_classes: int, image_size: int, *, small_stem: str = "7x7", widt
     Raises:
       UserError: unknown stem, or a width below 1. The other ResNets raise it too.
     """
-    return _published(BasicBlock, (1, 1, 1, 1), num_classes, image_size, small_stem, width)
+    network = _published(BasicBlock, (1, 1, 1, 1), num_classes, image_size, small_stem, width)
+    return network._replace(names=None)
 
 
 def resnet18(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
@@ -203,9 +217,19 @@ def resnet18(num_classes: int, image_size: int, *, small_stem: str = "7x7", widt
     return _published(BasicBlock, (2, 2, 2, 2), num_classes, image_size, small_stem, width)
 
 
+def resnet34(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
+    """ResNet-34: four stages of 3, 4, 6, 3 basic blocks, 64 to 512 channels. Arguments as in ``resnet10``."""
+    return _published(BasicBlock, (3, 4, 6, 3), num_classes, image_size, small_stem, width)
+
+
 def resnet50(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
     """ResNet-50: four stages of 3, 4, 6, 3 bottlenecks, 256 to 2048 channels. Arguments as in ``resnet10``."""
     return _published(Bottleneck, (3, 4, 6, 3), num_classes, image_size, small_stem, width)
+
+
+def resnet101(num_classes: int, image_size: int, *, small_stem: str = "7x7", width: int = 64) -> Backbone:
+    """ResNet-101: four stages of 3, 4, 23, 3 bottlenecks, 256 to 2048 channels. Arguments as in ``resnet10``."""
+    return _published(Bottleneck, (3, 4, 23, 3), num_classes, image_size, small_stem, width)
 
 
 def resnet8(num_classes: int, image_size: int, *, width: int = 16) -> Backbone:

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from rmn_jax import ops
+from rmn_jax.models.layer_norm import RoutedLayerNorm, RoutedLayerScale
 from rmn_jax.models.layers import ConditionalAttention, Layers, RoutedBatchNorm, RoutedConv, RoutedDepthwise, scaled
+from rmn_jax.models.names import LibraryNames
 from rmn_jax.routing import ROUTERS, Layout, StageInput, global_average_pool, make_tiles, sort_by_unit, to_layout
 from rmn_jax.routing.layout import Sorted, make_slots, over_pixels, pixel_axes, take_rows
 from rmn_jax.routing.routers import random_unit
@@ -33,11 +35,13 @@ class Backbone(NamedTuple):
       stem: P0, all blocks before the first routed stage: image [B, H, W, 3] -> f_0.
       stages: the blocks between two downsamplings, each [B, H, W, C] -> [B, H', W', C'].
       head: f_S -> logits [B, K].
+      names: of its layers in torchvision and timm; None if these do not have it.
     """
 
     stem: Callable[..., nn.Module]
     stages: tuple[Callable[..., nn.Module], ...]
     head: Callable[..., nn.Module]
+    names: LibraryNames | None = None
 
 
 class Outputs(NamedTuple):
@@ -232,4 +236,6 @@ class RMN(nn.Module):
             keys=keys,
             depthwise=functools.partial(RoutedDepthwise, **shared, dtype=self.dtype),
             layout=layout,
+            layer_norm=functools.partial(RoutedLayerNorm, **shared),
+            layer_scale=functools.partial(RoutedLayerScale, **shared),
         )

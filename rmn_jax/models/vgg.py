@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rmn_jax.errors import UserError
 from rmn_jax.models.dropout import Dropout
 from rmn_jax.models.layers import Layers
+from rmn_jax.models.names import LibraryNames, Namer, Path
 from rmn_jax.models.rmn import Backbone
 from rmn_jax.routing.layout import Layout, merge_tiles, pixel_axes
 
@@ -94,6 +95,33 @@ def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
     return x
 
 
+def _namer(head: dict[str, str]) -> Namer:
+    """Both libraries number all layers of ``features``: convolution, norm, ReLU, .., pool. They differ in the head.
+
+    Args:
+      head: layer of our head -> its name in the library.
+    """
+    numbered: dict[Path, str] = {}
+    position = 0
+    for i, block in enumerate(BLOCKS):
+        part = "stem" if i == 0 else f"stage{i}"
+        for j in range(len(block)):
+            numbered[part, f"conv{j + 1}"] = f"features.{position}"
+            numbered[part, f"bn{j + 1}"] = f"features.{position + 1}"
+            position += 3
+        position += 1
+    for layer, name in head.items():
+        numbered["head", layer] = name
+    return numbered.__getitem__
+
+
+NAMES = LibraryNames(
+    torchvision=_namer({"fc1": "classifier.0", "fc2": "classifier.3", "fc3": "classifier.6"}),
+    timm=_namer({"fc1": "pre_logits.fc1", "fc2": "pre_logits.fc2", "fc3": "head.fc"}),
+    classifier=("head", "fc3"),
+)
+
+
 def vgg(
     blocks: tuple[tuple[int, ...], ...], num_classes: int, *, dropped_pools: int, grid: int, width: int = 4096
 ) -> Backbone:
@@ -127,4 +155,5 @@ def vgg16_bn(num_classes: int, image_size: int) -> Backbone:
     if image_size < 32:
         raise UserError(f"vgg16_bn halves the image five times: {image_size} pixels are too few, use 32 or more.")
     small = 32 < image_size <= 64
-    return vgg(BLOCKS, num_classes, dropped_pools=2 if small else 0, grid=1 if image_size <= 32 else 7)
+    network = vgg(BLOCKS, num_classes, dropped_pools=2 if small else 0, grid=1 if image_size <= 32 else 7)
+    return network._replace(names=NAMES)

@@ -1,4 +1,4 @@
-"""Batch normalisation over the inputs of each unit, by segment sums on sorted rows, tiles or slots.
+"""Batch normalisation over the inputs of each unit, by segment sums on sorted rows, tiles or slots; layer norm.
 
 Axes: B batch, N units, H W height and width, C channels, L slots in a tile, V tiles, R slots (see ``rmn_jax``).
 """
@@ -125,6 +125,28 @@ def affine(mean, variance, scale, bias, epsilon: float) -> tuple[jax.Array, jax.
     return factor, bias - mean * factor
 
 
+def layer_norm(x, scale, bias, layout: Layout, epsilon: float) -> jax.Array:
+    """Normalises the channels of each pixel, then ``* scale + bias`` with the vectors of each row's unit.
+
+    Mean and variance are those of one pixel of one row. So they need no statistics, and no other row. Padding becomes
+    zeros.
+
+    Args:
+      x: [B, H, W, C] sorted by unit, [L, H, W, V, C] in tiles, or [H, W, R, C] in slots.
+      scale: [N, C] float32 with a layout, [C] without.
+      bias: as ``scale``.
+      layout: the stage's layout, or None.
+      epsilon: added to the variance.
+
+    Returns:
+      As x, in x's dtype; computed in float32.
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return scale_and_shift(centred * jax.lax.rsqrt(variance + epsilon), scale, bias, layout).astype(x.dtype)
+
+
 def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, layout: Layout) -> jax.Array:
     """``x * factor + shift``, with the vectors of each row's unit ([N, C], or [C] without a layout); in x's dtype."""
     assert_in_layout(x, layout)
@@ -132,6 +154,15 @@ def scale_and_shift(x: jax.Array, factor: jax.Array, shift: jax.Array, layout: L
         chex.assert_shape([factor, shift], (layout.num_units, x.shape[-1]))
         factor, shift = broadcast_to_rows(factor, layout), broadcast_to_rows(shift, layout)
     return (merge_tiles(x).astype(jnp.float32) * factor + shift).astype(x.dtype).reshape(x.shape)
+
+
+def scale_rows(x: jax.Array, factor: jax.Array, layout: Layout) -> jax.Array:
+    """``x * factor``, as ``scale_and_shift`` without a shift."""
+    assert_in_layout(x, layout)
+    if layout is not None:
+        chex.assert_shape(factor, (layout.num_units, x.shape[-1]))
+        factor = broadcast_to_rows(factor, layout)
+    return (merge_tiles(x).astype(jnp.float32) * factor).astype(x.dtype).reshape(x.shape)
 
 
 def broadcast_to_rows(values: jax.Array, layout: Sorted | Tiles | Slots) -> jax.Array:

@@ -16,24 +16,42 @@ from rmn_jax.interop import load_torch_weights
 from rmn_jax.interop.torch_weights import to_torchvision
 from rmn_jax.models import RMN, create_backbone, vgg
 
-NAMES = ("resnet18", "resnet50", "vgg16_bn", "efficientnet_b0")
+NAMES = torchvision_files.NAMES
+# Those that rmn_jax/bench/torch_networks.py has.
+IN_TORCH = ("resnet18", "resnet34", "resnet50", "resnet101", "vgg16_bn", "efficientnet_b0")
 CLASSES = 10
 VGG_WIDTH = 64  # width of the linear layers, instead of 4096, to keep the files small
 
-# Logits of PyTorch 2.13 on CPU (rmn_jax/bench/torch_networks.py), for the weights and the two 64x64 images of
-# torchvision_files.py.
+# Logits of PyTorch 2.13 on CPU (rmn_jax/bench/torch_networks.py, for the others torchvision 0.28), for the weights and
+# the two 64x64 images of torchvision_files.py.
 GOLDEN = {
     "resnet18": [
         [-41.5603, -0.0643884, -91.2064, 48.4198, 89.5106, 64.4908, 13.5549, -55.1878, -31.8588, -10.0443],
         [-53.678, 9.98875, -85.7438, 38.2127, 94.5251, 56.2308, 15.2293, -53.7155, -29.42, -4.2362],
     ],
+    "resnet34": [
+        [-508.993, -163.672, -1295.38, 514.179, 847.756, 448.053, 186.378, -482.661, 60.6147, -364.434],
+        [-489.471, -214.81, -1225.67, 516.129, 813.374, 443.716, 206.419, -383.518, 128.055, -337.951],
+    ],
     "resnet50": [
         [-2122.24, -528.405, -2135.88, 35.8713, 2329.82, -68.4773, 114.184, 856.351, -918.621, -235.946],
         [-2034.87, -540.179, -2285.97, -142.027, 2323.13, -8.31269, 263.013, 893.709, -872.727, -264.899],
     ],
+    "resnet101": [
+        [-2293030, -967929, -1701780, -557723, 2292400, 489631, 1202630, 829177, -863989, 196661],
+        [-2330030, -948671, -1732620, -588411, 2366790, 514003, 1240170, 833604, -884151, 219041],
+    ],
     "vgg16_bn": [
         [-8.0054, -1.1815, 0.35178, -5.42303, -0.105184, 6.17904, -1.2203, -1.83889, 2.78392, 4.59435],
         [-8.54969, -1.20639, 0.864759, -4.64297, -0.506588, 6.39138, -2.5315, -2.28003, 1.83591, 3.92442],
+    ],
+    "mobilenet_v2": [
+        [-3.99732, -1.83826, -2.36421, -0.441996, 1.62892, 1.67095, -1.06014, -5.83146, 0.173117, -0.471492],
+        [-2.37102, -1.45457, -2.42895, 1.44756, 0.215164, 0.607184, -0.541118, -5.77525, -0.576461, 0.0448702],
+    ],
+    "convnext_tiny": [
+        [-1.42125, -1.31297, -1.17471, -0.0920578, 1.37148, 1.67929, -0.184231, -0.111857, 2.24504, -1.73104],
+        [-0.738367, -2.67311, -1.59816, -0.279667, 1.41808, 0.760659, -0.930472, 1.08199, 1.9232, -2.60431],
     ],
     "efficientnet_b0": [
         [-0.0556217, -0.205683, -0.0929264, -0.196681, -0.0645717,
@@ -109,18 +127,33 @@ def test_logits_equal_those_of_pytorch(name, size, files):
     assert_close(forward(name)(variables, images), torch_networks.logits(name, arrays_of(name), images, VGG_WIDTH))
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("resnet18", 11_689_512),
-        ("resnet50", 25_557_032),
-        ("vgg16_bn", 138_365_992),
-        ("efficientnet_b0", 5_288_548),
-    ],
-)
-def test_the_oracle_has_as_many_parameters_as_torchvision(name, count):
+# Digests of the names and shapes in torchvision 0.28, and its numbers of parameters, at 1000 classes.
+TORCHVISION = {
+    "resnet18": (3501249303, 11_689_512),
+    "resnet34": (2960900726, 21_797_672),
+    "resnet50": (3021298538, 25_557_032),
+    "resnet101": (3407425115, 44_549_160),
+    "vgg16_bn": (3169581159, 138_365_992),
+    "mobilenet_v2": (3563569232, 3_504_872),
+    "efficientnet_b0": (2321614264, 5_288_548),
+    "convnext_tiny": (4289081892, 28_589_128),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_oracle_has_the_names_and_shapes_of_torchvision(name):
     shapes = torchvision_files.shapes_of(name, 1000)
-    assert sum(int(np.prod(shape)) for key, shape in shapes.items() if "running" not in key and shape) == count
+    count = sum(int(np.prod(shape)) for key, shape in shapes.items() if "running" not in key and shape)
+    assert (torchvision_files.digest(shapes), count) == TORCHVISION[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_and_shapes_are_those_of_the_installed_torchvision(name):
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed; see the test above")
+    model = getattr(torchvision.models, name)()
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == torchvision_files.shapes_of(
+        name, 1000
+    )
 
 
 def as_timm(name, arrays):
@@ -145,6 +178,10 @@ def as_timm(name, arrays):
             (r"block\.2\.", "se."), (r"block\.3\.0", "conv_pwl"), (r"block\.3\.1", "bn3"),
             (r"se\.fc1", "se.conv_reduce"), (r"se\.fc2", "se.conv_expand"),
         ]  # fmt: skip
+    elif name == "mobilenet_v2":
+        return as_timm_mobilenet(arrays)
+    elif name == "convnext_tiny":
+        return as_timm_convnext(arrays)
     else:
         rules = []
     renamed = {}
@@ -161,7 +198,48 @@ def as_timm(name, arrays):
     return renamed
 
 
-@pytest.mark.parametrize("name", ["vgg16_bn", "efficientnet_b0"])
+def as_timm_mobilenet(arrays):
+    # The number of a block in torchvision -> its run and place there, as in timm.
+    places = [(run, j) for run, depth in enumerate((1, 2, 3, 4, 3, 3, 1)) for j in range(depth)]
+    layers = {
+        True: ["conv_dw", "bn1", "conv_pw", "bn2"],
+        False: ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"],
+    }
+    positions = {True: ["0.0", "0.1", "1", "2"], False: ["0.0", "0.1", "1.0", "1.1", "2", "3"]}
+    renamed = {}
+    for key, array in arrays.items():
+        match = re.match(r"features\.(\d+)\.(?:conv\.)?(.*)\.(\w+)$", key)
+        if match is None:
+            name = f"classifier.{key.rpartition('.')[2]}"
+        elif match[1] in ("0", "18"):
+            name = f"{(('conv_stem', 'bn1') if match[1] == '0' else ('conv_head', 'bn2'))[int(match[2])]}.{match[3]}"
+        else:
+            run, j = places[int(match[1]) - 1]
+            layer = dict(zip(positions[run == 0], layers[run == 0], strict=True))[match[2]]
+            name = f"blocks.{run}.{j}.{layer}.{match[3]}"
+        renamed[name] = array
+    return renamed
+
+
+def as_timm_convnext(arrays):
+    rules = [
+        (r"^features\.0", "stem"), (r"^classifier\.0", "head.norm"), (r"^classifier\.2", "head.fc"),
+        (r"block\.0", "conv_dw"), (r"block\.2", "norm"), (r"block\.3", "mlp.fc1"), (r"block\.5", "mlp.fc2"),
+        (r"layer_scale", "gamma"),
+    ]  # fmt: skip
+    renamed = {}
+    for key, array in arrays.items():
+        for pattern, new in rules:
+            key = re.sub(pattern, new, key)
+        if match := re.match(r"features\.(\d)\.(.*)", key):
+            number = int(match[1])
+            part = f"stages.{number // 2}"
+            key = f"{part}.downsample.{match[2]}" if number % 2 == 0 else f"{part}.blocks.{match[2]}"
+        renamed[key] = array.reshape(-1) if key.endswith("gamma") else array
+    return renamed
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "efficientnet_b0", "mobilenet_v2", "convnext_tiny"])
 def test_timm_names_give_the_same_variables(name, files, tmp_path):
     save_file(as_timm(name, arrays_of(name)), tmp_path / "timm.safetensors")
     ours, report = load_torch_weights(tmp_path / "timm.safetensors", name, empty_variables(name))

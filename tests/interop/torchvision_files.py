@@ -14,6 +14,7 @@ EFFICIENTNET = (
     (6, 5, 192, 4),
     (6, 3, 320, 1),
 )
+MOBILENET = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
@@ -84,13 +85,60 @@ def efficientnet(num_classes):
     return shapes | linear("classifier.1", num_classes, 1280)
 
 
+def mobilenet(num_classes, runs=MOBILENET):
+    shapes = conv("features.0.0", 32, 3, 3) | norm("features.0.1", 32)
+    channels, number = 32, 0
+    for expansion, out, depth in runs:
+        for _ in range(depth):
+            number += 1
+            block, wide, k = f"features.{number}.conv", channels * expansion, 0
+            if expansion != 1:
+                shapes |= conv(f"{block}.0.0", wide, channels, 1) | norm(f"{block}.0.1", wide)
+                k = 1
+            shapes |= conv(f"{block}.{k}.0", wide, 1, 3) | norm(f"{block}.{k}.1", wide)
+            shapes |= conv(f"{block}.{k + 1}", out, wide, 1) | norm(f"{block}.{k + 2}", out)
+            channels = out
+    shapes |= conv(f"features.{number + 1}.0", 1280, channels, 1) | norm(f"features.{number + 1}.1", 1280)
+    return shapes | linear("classifier.1", num_classes, 1280)
+
+
+def convnext(num_classes, depths=(3, 3, 9, 3), width=96):
+    both = lambda name, channels: {f"{name}.weight": (channels,), f"{name}.bias": (channels,)}  # noqa: E731
+    shapes, channels = conv("features.0.0", width, 3, 4, bias=True) | both("features.0.1", width), width
+    for i, depth in enumerate(depths):
+        if i:
+            name = f"features.{2 * i}"
+            shapes |= both(f"{name}.0", channels) | conv(f"{name}.1", 2 * channels, channels, 2, bias=True)
+            channels *= 2
+        for j in range(depth):
+            block = f"features.{2 * i + 1}.{j}"
+            shapes |= {f"{block}.layer_scale": (channels, 1, 1)} | conv(f"{block}.block.0", channels, 1, 7, bias=True)
+            shapes |= both(f"{block}.block.2", channels) | linear(f"{block}.block.3", 4 * channels, channels)
+            shapes |= linear(f"{block}.block.5", channels, 4 * channels)
+    return shapes | both("classifier.0", channels) | linear("classifier.2", num_classes, channels)
+
+
+RESNETS = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+}
+NAMES = (*RESNETS, "vgg16_bn", "mobilenet_v2", "efficientnet_b0", "convnext_tiny")
+
+
 def shapes_of(name, num_classes, vgg_width=4096):
     """Name -> shape, in the order of the layers."""
     if name == "vgg16_bn":
         return vgg(num_classes, vgg_width)
-    if name == "efficientnet_b0":
-        return efficientnet(num_classes)
-    return resnet((2, 2, 2, 2), False, num_classes) if name == "resnet18" else resnet((3, 4, 6, 3), True, num_classes)
+    if name in RESNETS:
+        return resnet(*RESNETS[name], num_classes)
+    return {"efficientnet_b0": efficientnet, "mobilenet_v2": mobilenet, "convnext_tiny": convnext}[name](num_classes)
+
+
+def digest(shapes):
+    """A number that stands for all names and shapes of a state dict."""
+    return zlib.crc32("\n".join(f"{name} {tuple(shapes[name])}" for name in sorted(shapes)).encode())
 
 
 def uniform(name, size):

@@ -17,6 +17,8 @@ RESNET18 = (64, 128, 256, 512)
 RESNET50 = (256, 512, 1024, 2048)
 VGG = (128, 256, 512, 512)
 EFFICIENTNET = (16, 24, 40, 112, 1280)
+MOBILENET = (16, 24, 32, 96, 1280)
+CONVNEXT = (96, 192, 384, 768)
 MAPS = {
     ("resnet8", 32): ((32, 16), (16, 32), (8, 64)),
     ("resnet8", 64): ((64, 16), (32, 32), (16, 64)),
@@ -31,6 +33,12 @@ MAPS = {
     ("resnet50", 32): tuple(zip((32, 16, 8, 4), RESNET50, strict=True)),
     ("resnet50", 64): tuple(zip((64, 32, 16, 8), RESNET50, strict=True)),
     ("resnet50", 224): tuple(zip((56, 28, 14, 7), RESNET50, strict=True)),
+    ("resnet34", 32): tuple(zip((32, 16, 8, 4), RESNET18, strict=True)),
+    ("resnet34", 64): tuple(zip((64, 32, 16, 8), RESNET18, strict=True)),
+    ("resnet34", 224): tuple(zip((56, 28, 14, 7), RESNET18, strict=True)),
+    ("resnet101", 32): tuple(zip((32, 16, 8, 4), RESNET50, strict=True)),
+    ("resnet101", 64): tuple(zip((64, 32, 16, 8), RESNET50, strict=True)),
+    ("resnet101", 224): tuple(zip((56, 28, 14, 7), RESNET50, strict=True)),
     # Five pools, the first in the stem. At 64 pixels those of the stem and of the first stage are dropped.
     ("vgg16_bn", 32): tuple(zip((8, 4, 2, 1), VGG, strict=True)),
     ("vgg16_bn", 64): tuple(zip((64, 32, 16, 8), VGG, strict=True)),
@@ -39,15 +47,27 @@ MAPS = {
     ("efficientnet_b0", 32): tuple(zip((32, 32, 16, 8, 4), EFFICIENTNET, strict=True)),
     ("efficientnet_b0", 64): tuple(zip((64, 64, 32, 16, 8), EFFICIENTNET, strict=True)),
     ("efficientnet_b0", 224): tuple(zip((112, 56, 28, 14, 7), EFFICIENTNET, strict=True)),
+    ("mobilenet_v2", 32): tuple(zip((32, 32, 16, 8, 4), MOBILENET, strict=True)),
+    ("mobilenet_v2", 64): tuple(zip((64, 64, 32, 16, 8), MOBILENET, strict=True)),
+    ("mobilenet_v2", 224): tuple(zip((112, 56, 28, 14, 7), MOBILENET, strict=True)),
+    # The stem has stride 4, on small images 1; stages 2-4 halve the size.
+    ("convnext_tiny", 32): tuple(zip((32, 16, 8, 4), CONVNEXT, strict=True)),
+    ("convnext_tiny", 64): tuple(zip((64, 32, 16, 8), CONVNEXT, strict=True)),
+    ("convnext_tiny", 224): tuple(zip((56, 28, 14, 7), CONVNEXT, strict=True)),
 }
 
-# Parameters of torchvision's networks at 1000 classes.
+# Of torchvision's networks at 1000 classes: parameters, and billions of multiply-adds to three digits.
 PUBLISHED = {
-    "resnet18": 11_689_512,
-    "resnet50": 25_557_032,
-    "vgg16_bn": 138_365_992,
-    "efficientnet_b0": 5_288_548,
+    "resnet18": (11_689_512, 1.814),
+    "resnet34": (21_797_672, 3.664),
+    "resnet50": (25_557_032, 4.089),
+    "resnet101": (44_549_160, 7.801),
+    "vgg16_bn": (138_365_992, 15.470),
+    "mobilenet_v2": (3_504_872, 0.301),
+    "efficientnet_b0": (5_288_548, 0.386),
+    "convnext_tiny": (28_589_128, 4.456),
 }
+NO_STATISTICS = {"convnext_tiny"}  # layer norm
 
 
 def shapes(name, size, **settings):
@@ -71,13 +91,14 @@ def test_shapes_plain_routed_and_with_attention(name, size):
     assert [d.shape for d in routed.outputs.distances] == [(2, UNITS)] * len(maps)
 
     # A routed leaf is its plain leaf with a leading axis N, at the same path. All other leaves are the same.
-    for collection in ("params", "batch_stats"):
+    assert ("batch_stats" in plain.variables) == (name not in NO_STATISTICS)
+    for collection in sorted({"params", "batch_stats"} & set(plain.variables)):
         want = jax.tree_util.tree_map_with_path(
             lambda path, leaf: (UNITS, *leaf.shape) if is_procedural(path) else leaf.shape,
             plain.variables[collection],
         )
         assert jax.tree.map(lambda leaf: leaf.shape, routed.variables[collection]) == want
-    stem_channels = {"resnet8": 16, "efficientnet_b0": 32}.get(name, 64)
+    stem_channels = {"resnet8": 16, "efficientnet_b0": 32, "mobilenet_v2": 32, "convnext_tiny": 96}.get(name, 64)
     inputs = (stem_channels, *(channels for _, channels in maps[:-1]))
     memories = {f"memory{i + 1}": (UNITS, channels) for i, channels in enumerate(inputs)}
     assert {k: v.shape for k, v in routed.variables["memory"].items()} == memories
@@ -93,7 +114,9 @@ def test_shapes_plain_routed_and_with_attention(name, size):
     assert routed.multiply_adds - plain.multiply_adds == UNITS * sum(inputs)
     assert attentive.multiply_adds - routed.multiply_adds == added
     if size == 224 and name in PUBLISHED:
-        assert count_parameters(plain.variables) == PUBLISHED[name]
+        parameters, billions = PUBLISHED[name]
+        assert count_parameters(plain.variables) == parameters
+        assert round(plain.multiply_adds / 1e9, 3) == billions
 
 
 def test_the_width_is_the_first_stages_and_doubles_from_stage_to_stage():
@@ -115,8 +138,10 @@ def test_small_stem_is_the_kernel_of_the_stem_on_small_images(option, side):
 
 def test_the_options_of_a_backbone_are_its_keyword_only_arguments():
     assert option_names("resnet18") == option_names("resnet50") == option_names("resnet10") == ("small_stem", "width")
-    assert option_names("resnet8") == ("width",)
-    assert option_names("vgg16_bn") == option_names("efficientnet_b0") == option_names("no such backbone") == ()
+    assert option_names("resnet34") == option_names("resnet101") == ("small_stem", "width")
+    assert option_names("resnet8") == option_names("convnext_tiny") == ("width",)
+    for name in ("vgg16_bn", "efficientnet_b0", "mobilenet_v2", "no such backbone"):
+        assert option_names(name) == ()
 
 
 def test_an_option_that_the_backbone_does_not_have_is_named():
