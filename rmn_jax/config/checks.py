@@ -137,14 +137,15 @@ def _check_microbatches_and_targets(config: ConfigDict, device_count: int) -> No
     for key in ("label_smoothing", "ema"):
         if not 0 <= config[key] < 1:
             raise UserError(f"config.{key} is {config[key]}; it must be 0 (off) or more, and below 1.")
-    if not 0 <= config.mixup < float("inf"):
-        raise UserError(f"config.mixup is {config.mixup}; it must be 0 (off) or a positive number, say 0.2.")
+    for key, usual in (("mixup", 0.2), ("cutmix", 1.0)):
+        if not 0 <= config[key] < math.inf:
+            raise UserError(f"config.{key} is {config[key]}; it must be 0 (off) or a positive number, say {usual}.")
     if config.accumulation < 1:
         raise UserError(f"config.accumulation is {config.accumulation}; it must be 1 or more.")
     factors = {
         f"{device_count} devices": device_count,
         f"{config.accumulation} microbatches (config.accumulation)": config.accumulation,
-        "the pairs of mixup": 2 if config.mixup else 1,
+        f"the pairs of {'mixup' if config.mixup else 'CutMix'}": 2 if config.mixup or config.cutmix else 1,
     }
     multiple = math.prod(factors.values())
     if config.batch_size % multiple:

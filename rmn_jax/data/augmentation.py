@@ -4,6 +4,8 @@ There is a key for each example, not one for the batch. So the result does not d
 devices. Axes: H W height and width, C channels.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,9 @@ import jax.numpy as jnp
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
+# Random erasing: the same two ranges.
+ERASED = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
 
 
 def flip(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -28,23 +33,29 @@ def pad_and_crop(key: jax.Array, image: jax.Array, padding: int) -> jax.Array:
     return jax.lax.dynamic_slice(padded, (offset[0], offset[1], 0), image.shape)
 
 
-def sample_window(key: jax.Array, height: int, width: int) -> jax.Array:
+def sample_window(
+    key: jax.Array,
+    height: int,
+    width: int,
+    areas: tuple[float, float] = AREA,
+    ratios: tuple[float, float] = RATIO,
+) -> jax.Array:
     """Draws the window of a random resized crop: float32 [4] = (top, left, height, width) in pixels.
 
-    The area is uniform in 8%..100% of the image, the aspect ratio log-uniform in 3/4..4/3, the position uniform
-    (Szegedy et al., "Going deeper with convolutions", section 6). The result is the first of ten draws that fits into
-    the image. If none fits, it is the largest centred window with an allowed ratio.
+    The area is uniform in ``areas`` of the image, the aspect ratio log-uniform in ``ratios``, the position uniform
+    (Szegedy et al., "Going deeper with convolutions", section 6; there 8%..100% and 3/4..4/3). The result is the first
+    of ten draws that fits into the image. If none fits, it is the largest centred window with an allowed ratio.
     """
     area_key, ratio_key, position_key = jax.random.split(key, 3)
-    area = height * width * jax.random.uniform(area_key, (ATTEMPTS,), minval=AREA[0], maxval=AREA[1])
-    low, high = jnp.log(RATIO[0]), jnp.log(RATIO[1])
+    area = height * width * jax.random.uniform(area_key, (ATTEMPTS,), minval=areas[0], maxval=areas[1])
+    low, high = jnp.log(ratios[0]), jnp.log(ratios[1])
     ratio = jnp.exp(jax.random.uniform(ratio_key, (ATTEMPTS,), minval=low, maxval=high))
     heights, widths = jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)
     fits = (heights <= height) & (widths <= width)
     first = jnp.argmax(fits)
     found = fits[first]
-    fallback_height = min(height, width / RATIO[0])
-    fallback_width = min(width, height * RATIO[1])
+    fallback_height = min(height, width / ratios[0])
+    fallback_width = min(width, height * ratios[1])
     window_height = jnp.where(found, heights[first], fallback_height)
     window_width = jnp.where(found, widths[first], fallback_width)
     position = jnp.where(found, jax.random.uniform(position_key, (2,)), 0.5)
@@ -52,12 +63,22 @@ def sample_window(key: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.stack([top, left, window_height, window_width])
 
 
-def random_resized_crop(key: jax.Array, image: jax.Array, height: int, width: int) -> jax.Array:
+def random_resized_crop(
+    key: jax.Array,
+    image: jax.Array,
+    height: int,
+    width: int,
+    areas: tuple[float, float] = AREA,
+    ratios: tuple[float, float] = RATIO,
+    interpolation: str = "bilinear",
+) -> jax.Array:
     """Crops a random window of ``image`` [H, W, C] and scales it to float32 [height, width, C], antialiased.
 
-    Values stay in the units of ``image``.
+    Values stay in the units of ``image``. Those of "bicubic" can leave its range a little, and are clipped to 0..255.
     """
-    window = sample_window(key, image.shape[0], image.shape[1])
+    window = sample_window(key, image.shape[0], image.shape[1], areas, ratios)
+    if interpolation == "bicubic":
+        return jnp.clip(bicubic_window(image, window, height, width), 0, 255)
     return resize_window(image, window, height, width)
 
 
@@ -74,6 +95,60 @@ def resize_window(image: jax.Array, window: jax.Array, height: int, width: int) 
         method="linear",
         antialias=True,
     )
+
+
+def bicubic_window(image: jax.Array, window: jax.Array, height: int, width: int) -> jax.Array:
+    """As ``resize_window``, by cubic convolution with a = -1/2 (Keys, 1981), which sees no pixel outside the window.
+
+    ``jax.image`` would also take pixels beyond the window, whose weights are negative.
+    """
+    rows = _cubic_weights(image.shape[0], window[0], window[2], height)
+    columns = _cubic_weights(image.shape[1], window[1], window[3], width)
+    product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return product("pw,qc,wcx->pqx", rows, columns, image.astype(jnp.float32))
+
+
+def _cubic_weights(size: int, start: jax.Array, length: jax.Array, target: int) -> jax.Array:
+    """[target, size]: the weight of each pixel in each pixel of the result; rows sum to 1."""
+    stretch = jnp.maximum(length / target, 1.0)  # the kernel is as wide as a pixel of the result: antialiasing
+    centre = start + (jnp.arange(target) + 0.5) * length / target
+    pixels = jnp.arange(size) + 0.5
+    x = jnp.abs(pixels[None] - centre[:, None]) / stretch
+    near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weights = jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+    weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0.0)
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+
+
+def sample_erasure(key: jax.Array, height: int, width: int) -> jax.Array:
+    """Draws the rectangle that random erasing clears: int32 [4] = (top, left, height, width) in pixels.
+
+    The area is uniform in 2%..33% of the image, the aspect ratio log-uniform in 0.3..3.3, the position uniform (Zhong
+    et al., "Random erasing data augmentation"; ranges as in torchvision). The result is the first of ten draws that
+    fits into the image. If none fits, its height and width are 0.
+    """
+    area_key, ratio_key, position_key = jax.random.split(key, 3)
+    area = height * width * jax.random.uniform(area_key, (ATTEMPTS,), minval=ERASED[0], maxval=ERASED[1])
+    low, high = jnp.log(ERASED_RATIO[0]), jnp.log(ERASED_RATIO[1])
+    ratio = jnp.exp(jax.random.uniform(ratio_key, (ATTEMPTS,), minval=low, maxval=high))
+    sides = jnp.round(jnp.stack([jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)])).astype(jnp.int32)
+    limits = jnp.array([height, width])
+    fits = jnp.all(sides < limits[:, None], axis=0)
+    side = jnp.where(jnp.any(fits), sides[:, jnp.argmax(fits)], 0)
+    corner = jnp.floor(jax.random.uniform(position_key, (2,)) * (limits - side + 1)).astype(jnp.int32)
+    return jnp.concatenate([corner, side])
+
+
+def erase(image: jax.Array, rectangle: jax.Array) -> jax.Array:
+    """Sets the rectangle (top, left, height, width) of ``image`` [H, W, C] to 0."""
+    return jnp.where(inside(rectangle, image.shape[0], image.shape[1])[..., None], 0, image)
+
+
+def inside(rectangle: jax.Array, height: int, width: int) -> jax.Array:
+    """[height, width] bool: the pixels of the rectangle (top, left, height, width)."""
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    top, left, tall, wide = rectangle
+    return (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
 
 
 def centre_crop(image: jax.Array, height: int, width: int) -> jax.Array:

@@ -7,6 +7,7 @@ import math
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from rmn_jax.data.augmentation import AREA, ATTEMPTS, RATIO
 from rmn_jax.data.decode import Encoded, decode, image_size
@@ -14,24 +15,31 @@ from rmn_jax.data.decode import Encoded, decode, image_size
 Window = tuple[int, int, int, int]
 
 
-def sample_window(generator: np.random.Generator, height: int, width: int) -> Window:
+def sample_window(
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    areas: tuple[float, float] = AREA,
+    ratios: tuple[float, float] = RATIO,
+) -> Window:
     """Draws the window (top, left, height, width) of a random resized crop, in whole pixels.
 
-    The area is uniform in 8%..100% of the image, the aspect ratio log-uniform in 3/4..4/3, the position uniform. If ten
-    draws do not fit, the result is the largest centred window with an allowed ratio.
+    The area is uniform in ``areas`` of the image, the aspect ratio log-uniform in ``ratios``, the position uniform. If
+    ten draws do not fit, the result is the largest centred window with an allowed ratio.
     """
     # All numbers are drawn at once, so every image takes the same number of draws from the generator.
     draws = generator.random((ATTEMPTS, 4))
-    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    low, high = math.log(ratios[0]), math.log(ratios[1])
     for area_draw, ratio_draw, top_draw, left_draw in draws:
-        area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * area_draw)
+        area = height * width * (areas[0] + (areas[1] - areas[0]) * area_draw)
         ratio = math.exp(low + (high - low) * ratio_draw)
         window_height, window_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < window_height <= height and 0 < window_width <= width:
             top = int(top_draw * (height - window_height + 1))
             left = int(left_draw * (width - window_width + 1))
             return top, left, window_height, window_width
-    window_height, window_width = min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))
+    window_height, window_width = min(height, round(width / ratios[0])), min(width, round(height * ratios[1]))
+    window_height, window_width = max(1, window_height), max(1, window_width)
     return (height - window_height) // 2, (width - window_width) // 2, window_height, window_width
 
 
@@ -40,7 +48,15 @@ def reduction_for(window: Window, height: int, width: int) -> int:
     return next(r for r in (8, 4, 2, 1) if r == 1 or (window[2] >= r * height and window[3] >= r * width))
 
 
-def random_resized_crop(data: Encoded, generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def random_resized_crop(
+    data: Encoded,
+    generator: np.random.Generator,
+    height: int,
+    width: int,
+    areas: tuple[float, float] = AREA,
+    ratios: tuple[float, float] = RATIO,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
     """Decodes an image, crops a random window and scales it to uint8 [height, width, 3].
 
     A JPEG much larger than the target is decoded at 1/2, 1/4 or 1/8 of its size. The inverse cosine transform gives
@@ -50,12 +66,19 @@ def random_resized_crop(data: Encoded, generator: np.random.Generator, height: i
       UnreadableImage: as ``decode``.
     """
     size = data.shape[:2] if isinstance(data, np.ndarray) else image_size(data)
-    window = sample_window(generator, *size)
+    window = sample_window(generator, *size, areas, ratios)
     reduction = 1 if isinstance(data, np.ndarray) else reduction_for(window, height, width)
-    return resize_window(decode(data, reduction), size, window, height, width)
+    return resize_window(decode(data, reduction), size, window, height, width, interpolation)
 
 
-def resize_window(image: np.ndarray, size: tuple[int, int], window: Window, height: int, width: int) -> np.ndarray:
+def resize_window(
+    image: np.ndarray,
+    size: tuple[int, int],
+    window: Window,
+    height: int,
+    width: int,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
     """Scales the window of an image to uint8 [height, width, 3].
 
     Args:
@@ -64,14 +87,16 @@ def resize_window(image: np.ndarray, size: tuple[int, int], window: Window, heig
       window: (top, left, height, width), in pixels of the full size.
       height: of the result.
       width: of the result.
+      interpolation: "bilinear" or "bicubic".
     """
     vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
     top, left = int(window[0] * vertical), int(window[1] * horizontal)
     bottom = max(top + 1, round((window[0] + window[2]) * vertical))
     right = max(left + 1, round((window[1] + window[3]) * horizontal))
     part = image[top:bottom, left:right]
+    if interpolation == "bicubic":  # OpenCV's does not antialias
+        return np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC))
     # Reduced decoding leaves a factor below 2. Linear interpolation does that without aliasing, at half the cost of
     # area averaging. Arrays and very large windows may shrink by more.
     shrinks_much = part.shape[0] >= 2 * height or part.shape[1] >= 2 * width
-    interpolation = cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR
-    return cv2.resize(part, (width, height), interpolation=interpolation)
+    return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR)

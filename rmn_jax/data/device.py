@@ -89,11 +89,12 @@ class DeviceDataset:
         sizes: BatchSizes,
         seed: int,
         placement: Placement,
+        repeats: int = 1,
     ):
         self.info = info
         self.notes = ""
         self.steps_per_epoch = info.train_examples // sizes.train
-        self._sizes, self._seed = sizes, seed
+        self._sizes, self._seed, self._repeats = sizes, seed, repeats
         self._placement = placement
         self._order = {name: (split.positions, split.readable) for name, split in splits.items()}
         self._arrays = {
@@ -106,7 +107,11 @@ class DeviceDataset:
         """See ``specs.Dataset``."""
         positions, _ = self._order["train"]
         rows = order.batch_indices(
-            self._seed, step, num_examples=self.info.train_examples, batch_size=self._sizes.train
+            self._seed,
+            step,
+            num_examples=self.info.train_examples,
+            batch_size=self._sizes.train,
+            repeats=self._repeats,
         ).astype(np.int32)
         return self._batch("train", rows, positions[rows], np.ones(self._sizes.train, bool))
 

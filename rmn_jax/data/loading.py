@@ -11,8 +11,9 @@ from rmn_jax.data import statistics
 from rmn_jax.data.decode import UnreadableImage, available_cores, decode, fit
 from rmn_jax.data.device import DeviceDataset, SplitArrays, load_split
 from rmn_jax.data.opening import open_image_set
+from rmn_jax.data.options import AugmentOptions, augment_options
 from rmn_jax.data.placement import Placement
-from rmn_jax.data.preprocess import check_augmentation, stored_shape
+from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.data.skipping import SkippedExamples
 from rmn_jax.data.sources import ImageSet, Source
 from rmn_jax.data.specs import BatchSizes, Dataset, DatasetInfo
@@ -46,10 +47,15 @@ def load(
     Raises:
       UserError: an unknown name, a missing data set, or unusable settings or images.
     """
-    _check_config(config_data)
     placement = Placement(sharding)
     placement.check_batch_size("batch_size", batch_size)
     placement.check_batch_size("eval_batch_size", eval_batch_size)
+    repeats = _check_config(config_data).repeats
+    if batch_size % repeats:
+        raise UserError(
+            f"batch_size is {batch_size}, not a multiple of config.data.repeats ({repeats}): an image of a batch is in "
+            "it so many times."
+        )
     image_set = open_images(config_data)
     _check_splits(image_set, batch_size)
     image_shape = _network_shape(config_data, image_set)
@@ -66,7 +72,7 @@ def load(
     splits = _load_splits(image_set, stored_shape(config_data.augment, image_shape), skipped)
     computed = statistics.given(config_data) or _stored_statistics(image_set, splits["train"])
     info = _dataset_info(image_set, image_shape, computed, False)
-    return _with_notes(DeviceDataset(info, splits, sizes, seed, placement), image_set)
+    return _with_notes(DeviceDataset(info, splits, sizes, seed, placement, repeats), image_set)
 
 
 def _with_notes(dataset: Dataset, image_set: ImageSet) -> Dataset:
@@ -119,14 +125,15 @@ def _given(config_data) -> statistics.Statistics:
     return given
 
 
-def _check_config(config_data) -> None:
+def _check_config(config_data) -> AugmentOptions:
     if config_data.pipeline not in PIPELINES:
         raise UserError(f"config.data.pipeline is {config_data.pipeline!r}; use one of {', '.join(PIPELINES)}.")
-    check_augmentation(config_data)
+    options = augment_options(config_data)
     statistics.given(config_data)
     for key in ("image_size", "workers"):
         if config_data[key] < 0:
             raise UserError(f"config.data.{key} is {config_data[key]}; it must be 0 or more.")
+    return options
 
 
 def _check_splits(image_set: ImageSet, batch_size: int) -> None:

@@ -24,15 +24,19 @@ def epoch_permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
-def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -> np.ndarray:
+def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int, repeats: int = 1) -> np.ndarray:
     """The positions in the split of the examples of batch ``step``: int64 [batch_size].
 
     An epoch has ``num_examples // batch_size`` batches. The remainder of the permutation is dropped; it differs from
     epoch to epoch.
+
+    With ``repeats`` r (repeated augmentation; Hoffer et al., 2020) a batch has B / r examples r times: all of them,
+    then all again, so that neighbouring rows differ. An epoch has as many batches, of 1 / r of the examples.
     """
     epoch, batch = divmod(step, num_examples // batch_size)
-    start = batch * batch_size
-    return epoch_permutation(seed, epoch, num_examples)[start : start + batch_size]
+    count = batch_size // repeats
+    distinct = epoch_permutation(seed, epoch, num_examples)[batch * count : (batch + 1) * count]
+    return distinct if repeats == 1 else np.tile(distinct, repeats)
 
 
 def example_generator(seed: int, epoch: int, position: int) -> np.random.Generator:

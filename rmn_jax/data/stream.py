@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags
 
 from rmn_jax.data.decode import available_cores
+from rmn_jax.data.options import augment_options
 from rmn_jax.data.placement import Placement
 from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.data.skipping import SkippedExamples
@@ -50,7 +51,7 @@ class StreamDataset:
         self._sizes = sizes
         self._seed, self._placement, self._skipped = seed, placement, skipped
         self._workers = config_data.workers
-        self._crops = config_data.augment == "resized_crop_flip"
+        self._options = augment_options(config_data)
         self._stored_shape = stored_shape(config_data.augment, info.image_shape)
         self._stream: Iterator[Chunk] | None = None
         self._next_step = -1
@@ -83,14 +84,15 @@ class StreamDataset:
     def _train_stream(self, first_step: int) -> Iterator[Chunk]:
         batch_size = self._sizes.train
         grid = ChunkGrid(batch_size, self._placement.local_rows(batch_size), first_step, _ENDLESS)
-        shape = self.info.image_shape if self._crops else self._stored_shape
+        crops = self._options.augment == "resized_crop_flip"
+        shape = self.info.image_shape if crops else self._stored_shape
         chunks = TrainChunks(
             self._sources["train"],
             grid,
             self.info.num_classes,
             shape,
             seed=self._seed,
-            crops=self._crops,
+            options=self._options,
             attempts=self._skipped.limit,
         )
         return self._start(chunks, grid)

@@ -12,6 +12,7 @@ import numpy as np
 from rmn_jax.data import order
 from rmn_jax.data.crop import random_resized_crop
 from rmn_jax.data.decode import UnreadableImage, check_label, decode, fit
+from rmn_jax.data.options import AugmentOptions
 from rmn_jax.data.sources import Source
 
 # Examples that a worker reads and decodes at a time: enough to read in bulk, few enough to spread a batch over workers.
@@ -81,6 +82,9 @@ class ChunkGrid(NamedTuple):
 class _Chunks:
     """Random access to chunks, as Grain's ``MapDataset.source`` expects it."""
 
+    # Areas, ratios and interpolation of random resized crops, see ``crop.random_resized_crop``.
+    _crop: tuple[tuple[float, float], tuple[float, float], str]
+
     def __init__(self, source: Source, grid: ChunkGrid, num_classes: int, shape: tuple[int, int, int]):
         self._source, self._grid, self._num_classes, self._shape = source, grid, num_classes, shape
 
@@ -91,7 +95,8 @@ class _Chunks:
         check_label(label, self._num_classes)
         if generator is None:
             return fit(decode(data), *self._shape[:2])
-        return random_resized_crop(data, generator, *self._shape[:2])
+        height, width, _ = self._shape
+        return random_resized_crop(data, generator, height, width, *self._crop)
 
     def _fill(self, positions: np.ndarray, wanted: np.ndarray, generators: list, attempts: int) -> Chunk:
         """Decodes the ``wanted`` rows. Tries up to ``attempts`` successors of an unusable example."""
@@ -118,19 +123,23 @@ class _Chunks:
 
 
 class TrainChunks(_Chunks):
-    """Chunks of training batches: shuffled, and cropped at random if ``crops``.
+    """Chunks of training batches: shuffled, and cropped at random if ``options`` ask for it.
 
     The next usable example of the split replaces an unusable one, so the batch stays a function of (seed, step).
     """
 
-    def __init__(self, *arguments, seed: int, crops: bool, attempts: int):
+    def __init__(self, *arguments, seed: int, options: AugmentOptions, attempts: int):
         super().__init__(*arguments)
-        self._seed, self._crops, self._attempts = seed, crops, attempts
+        self._seed, self._repeats, self._attempts = seed, options.repeats, attempts
+        self._crops = options.augment == "resized_crop_flip"
+        self._crop = (options.crop_scale, options.crop_ratio, options.interpolation)
 
     def __getitem__(self, number: int) -> Chunk:
         step, rows = self._grid.locate(number)
         examples, batch_size = len(self._source), self._grid.batch_size
-        positions = order.batch_indices(self._seed, step, num_examples=examples, batch_size=batch_size)[rows]
+        positions = order.batch_indices(
+            self._seed, step, num_examples=examples, batch_size=batch_size, repeats=self._repeats
+        )[rows]
         epoch, batch = divmod(step, examples // batch_size)
         generators = [
             order.example_generator(self._seed, epoch, batch * batch_size + int(row)) if self._crops else None

@@ -14,7 +14,8 @@ import optax
 from rmn_jax import routing
 from rmn_jax.models import RMN, Outputs
 from rmn_jax.training.cloning import stage_of
-from rmn_jax.training.mixup import mix, mixup_weights, partners
+from rmn_jax.training.cutmix import mixed_images
+from rmn_jax.training.mixup import mix, partners
 
 
 class BatchSums(NamedTuple):
@@ -49,6 +50,7 @@ def make_microbatch_sums(
     label_smoothing: float,
     mixup: float,
     balance_loss: float = 0.0,
+    cutmix: float = 0.0,
 ) -> Callable[..., tuple[BatchSums, Any]]:
     """Makes the forward and backward pass of a microbatch.
 
@@ -60,21 +62,22 @@ def make_microbatch_sums(
       label_smoothing: in [0, 1).
       mixup: 0 or more; 0 is off.
       balance_loss: weight of the router's auxiliary loss.
+      cutmix: 0 or more; 0 is off.
 
     Returns:
       A function of the variables, of the rows (``image`` [B, H, W, C], ``label`` [B] and ``key`` [B], one for each
       input), of the size of the global batch, and of further arguments for the network.
     """
+    mixes = bool(mixup or cutmix)
 
     def microbatch_sums(variables: dict, rows: dict, size: int, **network: Any) -> tuple[BatchSums, Any]:
-        # Key 0 is for the augmentation, 1 for the network's own draws, 2 for the weights of mixup.
+        # Key 0 is for the augmentation, 1 for the network's own draws, 2 for mixup and CutMix.
         image_keys, network_keys, *mixing_keys = (
-            jax.vmap(partial(jax.random.fold_in, data=i))(rows["key"]) for i in range(3 if mixup else 2)
+            jax.vmap(partial(jax.random.fold_in, data=i))(rows["key"]) for i in range(3 if mixes else 2)
         )
-        images, label = augment(image_keys, rows["image"]), rows["label"]
-        weights = mixup_weights(mixing_keys[0], mixup) if mixup else None
-        if weights is not None:
-            images = mix(images, weights)
+        images, label, weights = augment(image_keys, rows["image"]), rows["label"], None
+        if mixes:
+            images, weights = mixed_images(mixing_keys[0], images, mixup, cutmix)
 
         def loss_of(params):
             outputs, changed = model.apply(

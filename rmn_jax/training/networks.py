@@ -76,6 +76,8 @@ class Networks:
                 unit_gradient=config.unit_gradient,
                 balance_loss=config.balance_loss,
                 mixing=self._mixing,
+                cutmix=config.cutmix,
+                repeats=config.data.repeats,
             )
         return self._train_steps[routed]
 

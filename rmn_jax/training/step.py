@@ -56,6 +56,8 @@ def make_train_step(
     unit_gradient: str = "share",
     balance_loss: float = 0.0,
     mixing: tuple[int, int] = (0, 1),
+    cutmix: float = 0.0,
+    repeats: int = 1,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
     """Makes the jitted optimizer step ``(state, batch, key) -> (state, mean loss)``; the state is donated.
 
@@ -88,17 +90,23 @@ def make_train_step(
       balance_loss: weight of the router's auxiliary loss (with ``accumulation``: of its mean over microbatches).
       mixing: (start, length) in steps, for batch norm with "mixed" statistics: r of ``rmn_jax.ops.batch_moments`` is 0
         until step ``start``, then rises linearly to 1 over ``length`` steps.
+      cutmix: alpha of the Beta distribution (see ``rmn_jax.training.cutmix``); 0 is off. As mixup otherwise.
+      repeats: how often each input is in the batch (see ``rmn_jax.data.order``); each time it has other keys.
 
     Returns:
       A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
     """
-    microbatch_sums = make_microbatch_sums(model, augment, label_smoothing, mixup, balance_loss / accumulation)
+    microbatch_sums = make_microbatch_sums(model, augment, label_smoothing, mixup, balance_loss / accumulation, cutmix)
 
     def device_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
         chex.assert_rank([batch["image"], batch["label"], batch["index"]], [4, 1, 1])
         chex.assert_equal_shape_prefix([batch["image"], batch["label"], batch["index"]], 1)
         size = batch["image"].shape[0] * jax.lax.axis_size(AXIS)
         keys = example_keys(jax.random.fold_in(key, state.step), batch["index"])
+        if repeats > 1:
+            local = batch["image"].shape[0]
+            row = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
+            keys = jax.vmap(jax.random.fold_in)(keys, row // (size // repeats))
         rows = {"image": batch["image"], "label": batch["label"], "key": keys}
 
         network = {}
@@ -111,7 +119,7 @@ def make_train_step(
         if accumulation == 1:
             sums, batch_stats = sums_of(state.batch_stats, rows)
         else:
-            microbatches = split_microbatches(rows, accumulation, group=2 if mixup else 1)
+            microbatches = split_microbatches(rows, accumulation, group=2 if mixup or cutmix else 1)
             zeros = BatchSums.zeros(state.params, state.memory)
             sums, batch_stats = accumulate(sums_of, state.batch_stats, microbatches, zeros)
         gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from rmn_jax.data.options import augment_options
 from rmn_jax.data.sources import ArraySource
 from rmn_jax.data.worker import CHUNK, ChunkGrid, EvaluationChunks, TrainChunks, concatenate
 
@@ -8,6 +9,10 @@ from rmn_jax.data.worker import CHUNK, ChunkGrid, EvaluationChunks, TrainChunks,
 def _source(count: int = 50, labels=None) -> ArraySource:
     images = np.stack([np.full((4, 4, 3), number, np.uint8) for number in range(count)])
     return ArraySource(images, np.zeros(count, np.int32) if labels is None else labels, "made")
+
+
+def _options(crops: bool):
+    return augment_options({"augment": "resized_crop_flip" if crops else "none", "crop_padding": 0})
 
 
 def _batch(chunks, grid: ChunkGrid, batch: int):
@@ -29,7 +34,7 @@ def test_chunks_divide_a_batch_in_order():
 def test_two_hosts_make_the_halves_of_the_batch_of_one(crops):
     def make(rows):
         grid = ChunkGrid(40, rows, 3, 2)
-        chunks = TrainChunks(_source(), grid, 1, (4, 4, 3), seed=5, crops=crops, attempts=0)
+        chunks = TrainChunks(_source(), grid, 1, (4, 4, 3), seed=5, options=_options(crops), attempts=0)
         return _batch(chunks, grid, 1)
 
     whole, first, second = make(np.arange(40)), make(np.arange(20)), make(np.arange(20, 40))
@@ -41,7 +46,7 @@ def test_its_successor_replaces_an_unusable_example_up_to_the_limit():
     labels = np.zeros(50, np.int32)
     labels[[10, 11, 49]] = 9  # out of range
     grid = ChunkGrid(50, np.arange(50), 0, 1)
-    chunks = TrainChunks(_source(labels=labels), grid, 1, (4, 4, 3), seed=0, crops=False, attempts=3)
+    chunks = TrainChunks(_source(labels=labels), grid, 1, (4, 4, 3), seed=0, options=_options(False), attempts=3)
     batch = _batch(chunks, grid, 0)
     counts = np.bincount(batch.position, minlength=50)
     expected = np.ones(50, int)
