@@ -13,6 +13,8 @@ REFUSED = {
     "label_smoothing": ({"label_smoothing": 1.0}, "config.label_smoothing is 1.0"),
     "ema": ({"ema": 1.0}, "config.ema is 1.0"),
     "negative mixup": ({"mixup": -0.1}, "config.mixup is -0.1"),
+    "negative CutMix": ({"cutmix": -1.0}, "config.cutmix is -1.0"),
+    "uneven pairs of CutMix": ({"accumulation": 128, "cutmix": 1.0}, "pairs of CutMix; use a multiple of 2048"),
     "no microbatches": ({"accumulation": 0}, "config.accumulation is 0"),
     "uneven microbatches": ({"accumulation": 3}, "use a multiple of 24"),
     "a negative seed": ({"seed": -1}, "config.seed is -1"),

@@ -231,14 +231,23 @@ def data_prepare(arguments: Namespace, overrides: Sequence[str]) -> dict[str, An
 def _show_arguments(parser: ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--out", type=filled, default="batch.png", help="the figure (default: batch.png)")
+    parser.add_argument("--each", action="store_true", help="each augmentation alone, a row for each, on some images")
 
 
 def data_show(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """``rmn data show``: a figure of an augmented batch."""
-    from rmn_jax.data.show import show
+    """``rmn data show``: a figure of an augmented batch, or of each augmentation alone."""
+    from rmn_jax.data.show import show, show_each
+    from rmn_jax.training.cutmix import mixed_images
 
     config = load_config(arguments.config, overrides)
-    return {"figure": str(show(config.data, arguments.out, config.seed))}
+    if not arguments.each:
+        return {"figure": str(show(config.data, arguments.out, config.seed))}
+    mixup, cutmix = config.mixup or 0.4, config.cutmix or 1.0  # where they are off, usual ones
+    mixings = {
+        f"mixup {mixup:g}": lambda keys, images: mixed_images(keys, images, mixup, 0.0)[0],
+        f"cutmix {cutmix:g}": lambda keys, images: mixed_images(keys, images, 0.0, cutmix)[0],
+    }
+    return {"figure": str(show_each(config.data, arguments.out, config.seed, mixings))}
 
 
 def _pack_arguments(parser: ArgumentParser) -> None:

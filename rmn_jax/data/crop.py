@@ -66,7 +66,7 @@ def random_resized_crop(
       UnreadableImage: as ``decode``.
     """
     size = data.shape[:2] if isinstance(data, np.ndarray) else image_size(data)
-    window = sample_window(generator, *size, areas, ratios)
+    window = sample_window(generator, size[0], size[1], areas, ratios)
     reduction = 1 if isinstance(data, np.ndarray) else reduction_for(window, height, width)
     return resize_window(decode(data, reduction), size, window, height, width, interpolation)
 

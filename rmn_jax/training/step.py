@@ -42,6 +42,17 @@ def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(partial(jax.random.fold_in, key))(index)
 
 
+def repeated_keys(keys: jax.Array, first_row: jax.Array | int, distinct: int) -> jax.Array:
+    """Other keys for each time that an input is in a batch of ``distinct`` inputs, then the same inputs again, ..
+
+    Args:
+      keys: [B] of some rows of the batch; those of one input are equal.
+      first_row: the position of the first of them in the global batch.
+      distinct: number of different inputs in the global batch.
+    """
+    return jax.vmap(jax.random.fold_in)(keys, (first_row + jnp.arange(len(keys))) // distinct)
+
+
 def make_train_step(
     model: RMN,
     optimizer: optax.GradientTransformation,
@@ -104,9 +115,8 @@ def make_train_step(
         size = batch["image"].shape[0] * jax.lax.axis_size(AXIS)
         keys = example_keys(jax.random.fold_in(key, state.step), batch["index"])
         if repeats > 1:
-            local = batch["image"].shape[0]
-            row = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
-            keys = jax.vmap(jax.random.fold_in)(keys, row // (size // repeats))
+            first_row = jax.lax.axis_index(AXIS) * batch["image"].shape[0]
+            keys = repeated_keys(keys, first_row, size // repeats)
         rows = {"image": batch["image"], "label": batch["label"], "key": keys}
 
         network = {}

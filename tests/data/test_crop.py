@@ -70,3 +70,12 @@ def test_arrays_are_cropped_too():
     np.testing.assert_array_equal(
         crop.random_resized_crop(image, _generator(), 4, 4), np.full((4, 4, 3), (5, 6, 7), np.uint8)
     )
+
+
+def test_bicubic_is_pillow_s_of_the_window_and_scale_and_ratio_are_obeyed():
+    image = np.asarray(photograph(0, 90, 120))
+    found = crop.random_resized_crop(image, _generator(), 16, 16, (0.2, 0.3), (1.0, 1.0), "bicubic")
+    top, left, height, width = crop.sample_window(_generator(), 90, 120, (0.2, 0.3), (1.0, 1.0))
+    assert height == width and 0.19 < height * width / (90 * 120) < 0.31
+    part = Image.fromarray(image[top : top + height, left : left + width])
+    np.testing.assert_array_equal(found, np.asarray(part.resize((16, 16), Image.Resampling.BICUBIC)))

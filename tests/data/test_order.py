@@ -33,3 +33,13 @@ def test_example_generators_are_independent_of_each_other_and_of_the_shuffle():
     draws = {order.example_generator(*key).integers(2**63) for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
     assert len(draws) == 4
     assert order.example_generator(0, 0, 0).random() == order.example_generator(0, 0, 0).random()
+
+
+def test_repeated_examples_are_in_a_batch_as_often_as_asked_and_neighbours_differ():
+    # 12 examples in batches of 6, each 3 times: an epoch has 2 batches, of the first 4 examples of its order.
+    for step, start in ((0, 0), (1, 2)):
+        found = order.batch_indices(4, step, num_examples=12, batch_size=6, repeats=3)
+        np.testing.assert_array_equal(found, np.tile(order.epoch_permutation(4, 0, 12)[start : start + 2], 3))
+    np.testing.assert_array_equal(
+        order.batch_indices(4, 2, num_examples=12, batch_size=6, repeats=3)[:2], order.epoch_permutation(4, 1, 12)[:2]
+    )

@@ -51,6 +51,45 @@ def test_each_example_depends_on_its_key_alone(data_config, augmentation):
     assert not np.allclose(whole, train(jax.random.split(jax.random.key(2), 16), images))
 
 
+ADDED = {
+    "jitter": {"color_jitter": "0.4,0.4,0.4,0.1"},
+    "randaugment": {"auto_augment": "randaugment", "randaugment_magnitude": 20},
+    "trivialaugment": {"auto_augment": "trivialaugment"},
+    "erasing": {"random_erasing": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_an_added_augmentation_depends_on_the_key_alone_and_leaves_the_crop_as_it_was(data_config, name):
+    images, keys = _images(), jax.random.split(jax.random.key(1), 16)
+    train = jax.jit(make_preprocess(data_config(augment="crop_flip", **ADDED[name]), INFO).train)
+    whole = np.asarray(train(keys, images))
+    np.testing.assert_array_equal(whole, train(keys, images))
+    np.testing.assert_allclose(whole[8:], train(keys[8:], images[8:]), atol=1e-5)
+    cropped = np.asarray(make_preprocess(data_config(augment="crop_flip"), INFO).train(keys, images))
+    changed = np.abs(whole - cropped).max((1, 2, 3)) > 1e-4
+    assert changed.sum() >= 4
+    if name == "erasing":
+        same = np.isclose(whole, cropped).all(-1)
+        assert (same | (whole == 0).all(-1)).all()  # what is not the crop is the mean colour
+        assert 3 <= changed.sum() <= 13  # 8 expected, standard deviation 2
+    assert not np.allclose(whole, train(jax.random.split(jax.random.key(2), 16), images))
+
+
+def test_scale_ratio_and_interpolation_reach_the_crop(data_config):
+    side = stored_shape("resized_crop_flip", INFO.image_shape)[0]
+    images, keys = _images(8, side=side), jax.random.split(jax.random.key(1), 8)
+    settings = {"augment": "resized_crop_flip", "crop_scale": "1,1", "crop_ratio": "1,1"}
+    whole = np.asarray(make_preprocess(data_config(**settings), INFO).train(keys, images))
+    # The window is the whole image: every crop is the resized image, perhaps mirrored.
+    other = np.asarray(make_preprocess(data_config(**settings), INFO).train(keys[::-1], images))
+    assert all(
+        np.allclose(a, b, atol=1e-3) or np.allclose(a, b[:, ::-1], atol=1e-3) for a, b in zip(whole, other, strict=True)
+    )
+    cubic = np.asarray(make_preprocess(data_config(**settings, interpolation="bicubic"), INFO).train(keys, images))
+    assert 0.01 < np.abs(cubic - whole).mean() < 0.5
+
+
 def test_crop_does_not_flip(data_config):
     # A gradient from left to right keeps its direction under any crop.
     ramp = np.broadcast_to(np.arange(100, 180, 10, dtype=np.uint8)[None, None, :, None], (64, 8, 8, 3))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmn_jax.data.show import _short_name, show
+from rmn_jax.data.show import _short_name, show, show_each
 from rmn_jax.errors import UserError
 
 
@@ -35,3 +35,13 @@ def test_a_figure_that_cannot_be_written_is_one_line(data_config, tmp_path):
 )
 def test_names_are_short(name, short):
     assert _short_name(name) == short
+
+
+def test_show_each_draws_a_row_for_each_augmentation(data_config, tmp_path):
+    mixings = {"second": lambda keys, images: images[::-1]}
+    path = show_each(data_config(augment="crop", auto_augment="randaugment"), tmp_path / "each", mixings=mixings)
+    assert path == tmp_path / "each.png"
+    with Image.open(path) as figure:
+        # original, flip, 3 crops, jitter, 13 operations, 2 policies, erasing, one mixing, as configured: 24 rows.
+        assert figure.height == round((1.1 * 24 + 0.5) * 100)
+        assert len(np.unique(np.asarray(figure.convert("L")))) > 15
