@@ -32,7 +32,7 @@ def rows(options: AugmentOptions, info: DatasetInfo) -> Iterator[Row]:
         yield f"resized crop, {name}", partial(crop, interpolation=name)
     strengths = options.color_jitter if any(options.color_jitter) else _SHOWN_JITTER
     label = ", ".join(f"{strength:g}" for strength in strengths)
-    yield f"color_jitter {label}", lambda key, image: color.jitter(key, image, strengths)
+    yield f"color_jitter\n{label}", lambda key, image: color.jitter(key, image, strengths)
     magnitude = options.randaugment_magnitude
     tables = auto_augment.randaugment_magnitudes(height, width)
     table = jnp.asarray(tables[:, magnitude])
