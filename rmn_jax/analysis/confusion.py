@@ -41,14 +41,19 @@ def write(confusion: np.ndarray, class_names: tuple[str, ...], folder: pathlib.P
     return {"figure": str(figure), "csv": str(table)}
 
 
+def per_class(confusion: np.ndarray) -> np.ndarray:
+    """The accuracy of each class, [K] float; NaN for a class without images."""
+    total = confusion.sum(axis=1)
+    return np.where(total > 0, confusion.diagonal() / np.maximum(total, 1), np.nan)
+
+
 def to_csv(confusion: np.ndarray, class_names: tuple[str, ...]) -> str:
     """A header, then for each true class its images, its accuracy, and its images by predicted class."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["class", "images", "accuracy", *class_names])
-    for label, (name, row) in enumerate(zip(class_names, confusion, strict=True)):
-        accuracy = f"{row[label] / row.sum():.6f}" if row.sum() else ""
-        table.writerow([name, int(row.sum()), accuracy, *row.tolist()])
+    for name, row, share in zip(class_names, confusion, per_class(confusion), strict=True):
+        table.writerow([name, int(row.sum()), "" if np.isnan(share) else f"{share:.6f}", *row.tolist()])
     return text.getvalue()
 
 

@@ -22,11 +22,19 @@ class Nearest(NamedTuple):
       position: [S, N, T] int, positions in the split, nearest first; S counts routed stages here.
       distance: [S, N, T] float32, Euclidean.
       load: [S, N] int, number of images of the split that each unit received.
+      assignment: [S, N, T] int, the unit that each of these images goes to.
     """
 
     position: np.ndarray
     distance: np.ndarray
     load: np.ndarray
+    assignment: np.ndarray
+
+    @property
+    def other(self) -> np.ndarray:
+        """[S, N, T] bool: the images that go to another unit, except those of dead units, which own none."""
+        units = np.arange(self.load.shape[1])[None, :, None]
+        return (self.assignment != units) & (self.load > 0)[..., None]
 
 
 def nearest_images(extracted: Extracted, memory: dict[str, np.ndarray], top: int, metric: str = "euclidean") -> Nearest:
@@ -38,7 +46,7 @@ def nearest_images(extracted: Extracted, memory: dict[str, np.ndarray], top: int
       top: T.
       metric: ``config.model.metric``. For "cosine", features and memories are first scaled to length 1.
     """
-    position, distance, load = [], [], []
+    position, distance, load, assignment = [], [], [], []
     for i, pooled in enumerate(extracted.pooled):
         if f"memory{i + 1}" not in memory:
             continue
@@ -50,7 +58,8 @@ def nearest_images(extracted: Extracted, memory: dict[str, np.ndarray], top: int
         position.append(extracted.position[order])
         distance.append(np.take_along_axis(distances, order, axis=-1))
         load.append(np.bincount(extracted.assignment[i], minlength=len(units)))
-    return Nearest(np.stack(position), np.stack(distance).astype(np.float32), np.stack(load))
+        assignment.append(extracted.assignment[i][order])
+    return Nearest(np.stack(position), np.stack(distance).astype(np.float32), np.stack(load), np.stack(assignment))
 
 
 def draw(
@@ -59,7 +68,6 @@ def draw(
     path: pathlib.Path,
     title: str,
     stages: Sequence[int] | None = None,
-    other: np.ndarray | None = None,
 ) -> pathlib.Path:
     """Draws a PNG: a column for each stage, a row for each memory with the unit's share and its nearest images.
 
@@ -71,7 +79,6 @@ def draw(
       path: the file; its folder is created if absent.
       title: of the figure.
       stages: numbers of the stages; None is 1, 2, ..
-      other: [S, N, T] bool, the images to mark; None marks none.
 
     Returns:
       ``path``.
@@ -93,7 +100,7 @@ def draw(
                 axis.imshow(images[int(nearest.position[stage, unit, rank])], interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
-                marked = other is not None and bool(other[stage, unit, rank])
+                marked = bool(nearest.other[stage, unit, rank])
                 for side in axis.spines.values():
                     side.set(visible=marked, linestyle=(0, (2, 1.5)), linewidth=1, color="red")
             label = f"unit {unit}\n" + (f"{share[unit]:.0%}" if nearest.load[stage, unit] else "dead")

@@ -41,7 +41,6 @@ def write(study: Study, folder: pathlib.Path) -> dict[str, Any]:
         figures / "memories.png",
         f"{study.title}: images nearest to each memory",
         study.stages,
-        study.other,
     )
     page = figures / "report.html"
     write_file(page, to_html(study))
@@ -55,8 +54,11 @@ def write(study: Study, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _names(study: Study, position: np.ndarray) -> list[list[str]]:
-    names = study.names or {}
-    return [[names.get(int(at), f"image {at}") for at in row] for row in position]
+    return [[_name(study, int(at)) for at in row] for row in position]
+
+
+def _name(study: Study, position: int) -> str:
+    return (study.names or {}).get(position, f"image {position}")
 
 
 def to_html(study: Study) -> str:
@@ -188,7 +190,8 @@ def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
     share = load[unit] / max(1, load.sum())
     positions, distances = study.nearest.position[stage, unit], study.nearest.distance[stage, unit]
     images = "".join(
-        _image(study, int(at), stage, unit, float(far)) for at, far in zip(positions, distances, strict=True)
+        _image(study, int(at), bool(other), f"distance {far:.3g} from the memory of unit {unit}")
+        for at, far, other in zip(positions, distances, study.nearest.other[stage, unit], strict=True)
     )
     dead = load[unit] == 0
     if dead:
@@ -209,15 +212,12 @@ def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
     )
 
 
-def _image(study: Study, position: int, stage: int, unit: int, distance: float) -> str:
+def _image(study: Study, position: int, other: bool, distance: str) -> str:
     row = np.searchsorted(study.position, position)
     path = study.assignment[:, row]
     name = study.class_names[study.label[row]]
-    other = path[stage] != unit and study.nearest.load[stage, unit] > 0
-    title = (
-        f"{name}\nimage {position}, distance {distance:.3g} from the memory of unit {unit}\n"
-        f"units at stages 1 to {len(path)}: {' → '.join(str(chosen) for chosen in path)}"
-    )
+    units = ", ".join(f"unit {unit} at stage {study.number(i)}" for i, unit in enumerate(path))
+    title = f"{name}\n{_name(study, position)}\n{distance}\n{units}"
     return (
         f'<img src="{charts.data_uri(study.images[position])}" alt="{escape(name)}" title="{escape(title)}" '
         f'data-image="{position}"{" class=other" if other else ""}>'

@@ -62,14 +62,6 @@ class Study(NamedTuple):
         """The number, in the network, of the routed stage with this index."""
         return self.stages[stage] if self.stages else stage + 1
 
-    @property
-    def other(self) -> np.ndarray:
-        """[S, N, T] bool: the nearest images that go to another unit, except those of dead units, which have none."""
-        stages, units, _ = self.nearest.position.shape
-        rows = np.searchsorted(self.position, self.nearest.position)
-        chosen = self.assignment[np.arange(stages)[:, None, None], rows]
-        return (chosen != np.arange(units)[None, :, None]) & (self.nearest.load > 0)[..., None]
-
 
 def study(run: Run, state: TrainState, top: int, split: str = "eval") -> Study:
     """Runs the memory analysis of a routed network.

@@ -92,6 +92,12 @@ def _eval_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=filled, metavar="PATH", help="a folder of class folders, instead of the run's data"
     )
+    parser.add_argument(
+        "--out",
+        type=filled,
+        metavar="FOLDER",
+        help="also by class: confusion.png and confusion.csv in this folder (--data: default figures/)",
+    )
 
 
 def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
@@ -104,16 +110,18 @@ def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     if arguments.best:
         name = run.phase_name(position.phase)
         run.reporter.say(f"the best checkpoint is that of step {position.step} of {run.total_steps} ({name})")
-    result = loop.evaluate(run, state, position.phase.routed, split=arguments.split)
-    return {key: result[key] for key in ("top1", "top5", "loss", "examples")}
+    by_class = arguments.out is not None
+    result = loop.evaluate(run, state, position.phase.routed, split=arguments.split, confusion=by_class)
+    scores = {key: result[key] for key in ("top1", "top5", "loss", "examples")}
+    if not by_class:
+        return scores
+    return {**scores, **_by_class(result["confusion"], run.info.class_names, arguments.out)}
 
 
 def _evaluate_folder(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """Accuracy on a folder, also by class, and the confusion matrix in ``figures/`` of the run."""
-    import pathlib
+    """Accuracy on a folder, also by class, and the confusion matrix."""
     import sys
 
-    from rmn_jax.analysis import confusion
     from rmn_jax.inference.evaluate import evaluate_folder
     from rmn_jax.inference.predict import load_trained, make_predictor
 
@@ -122,15 +130,21 @@ def _evaluate_folder(arguments: Namespace, overrides: Sequence[str]) -> dict[str
     warn = lambda line: print(line, file=sys.stderr)  # noqa: E731
     predictor = make_predictor(load_trained(arguments.workdir, warn, arguments.best))
     found = evaluate_folder(predictor, arguments.data, arguments.split)
-    files = confusion.write(found.confusion, predictor.class_names, pathlib.Path(arguments.workdir) / "figures")
-    per_class = {
-        name: round(float(share), 6)
-        for name, share in zip(predictor.class_names, found.per_class, strict=True)
-        if share == share  # not NaN: the class has images
-    }
+    folder = arguments.out or pathlib.Path(arguments.workdir) / "figures"
     examples = int(found.confusion.sum())
     scores = {"top1": found.top1, "top5": found.top5, "loss": found.loss, "examples": examples}
-    return {**scores, "per_class": per_class, **files}
+    return {**scores, **_by_class(found.confusion, predictor.class_names, folder)}
+
+
+def _by_class(counts, class_names: Sequence[str], folder: str | os.PathLike) -> dict[str, Any]:
+    """The accuracy of each class that has images, by name, and the files of the confusion matrix."""
+    from rmn_jax.analysis import confusion
+
+    files = confusion.write(counts, tuple(class_names), pathlib.Path(folder))
+    unique = len(set(class_names)) == len(class_names)
+    keys = class_names if unique else [f"{label} {name}" for label, name in enumerate(class_names)]
+    shares = zip(keys, confusion.per_class(counts), strict=True)
+    return {"per_class": {name: round(float(share), 6) for name, share in shares if share == share}, **files}
 
 
 def _open_run(workdir: str, overrides: Sequence[str], best: bool):

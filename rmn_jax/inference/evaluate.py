@@ -28,12 +28,6 @@ class Evaluation(NamedTuple):
     loss: float
     confusion: np.ndarray
 
-    @property
-    def per_class(self) -> np.ndarray:
-        """[K] float, the accuracy of each class; NaN for a class without images."""
-        total = self.confusion.sum(axis=1)
-        return np.where(total > 0, self.confusion.diagonal() / np.maximum(total, 1), np.nan)
-
 
 def evaluate_folder(predictor: Predictor, path: str, split: str = "eval") -> Evaluation:
     """Evaluates a network on image files, see ``rmn_jax.data.folder.open_labelled``.

@@ -147,7 +147,7 @@ def _summary(run: Run, state: TrainState, epoch: int, phase: Phase, seconds: flo
     }
 
 
-def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> dict[str, Any]:
+def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval", confusion: bool = False) -> dict[str, Any]:
     """``{"top1", "top5", "loss", "examples", "load"}`` over a split, with every example counted once.
 
     With ``config.ema`` the averaged parameters are evaluated.
@@ -157,22 +157,23 @@ def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval") -> 
       state: a state of it.
       routed: whether that is a state of the routed network.
       split: "eval" or "train".
+      confusion: whether to count examples by class and predicted class.
 
     Returns:
       Accuracies in [0, 1], mean loss in nats, number of examples, and the load [S][N] of the routed stages (empty when
-      plain).
+      plain); with ``confusion`` also that array, [K, K] int, with true classes as rows.
 
     Raises:
       UserError: the loss is not finite, or every example was skipped.
     """
-    return evaluate_with_units(run, state, routed, split)[0]
+    return evaluate_with_units(run, state, routed, split, confusion)[0]
 
 
 def evaluate_with_units(
-    run: Run, state: TrainState, routed: bool, split: str = "eval"
+    run: Run, state: TrainState, routed: bool, split: str = "eval", confusion: bool = False
 ) -> tuple[dict[str, Any], np.ndarray]:
     """As ``evaluate``; also the unit of each example at each routed stage, [S, M] int16 in the order of the split."""
-    eval_step = run.networks.eval_step(routed)
+    eval_step = run.networks.eval_step(routed, confusion)
     sums, units = None, []
     for batch in run.dataset.eval_batches(split):
         part = eval_step(state.eval_variables, batch, run.eval_key)
@@ -196,4 +197,6 @@ def evaluate_with_units(
         "examples": int(count),
         "load": sums.load.astype(int).tolist(),
     }
+    if confusion:
+        result["confusion"] = np.asarray(sums.confusion)
     return result, gathered(units)

@@ -44,7 +44,7 @@ class Networks:
         routed_from = config.stem_epochs * steps_per_epoch
         self._mixing = (routed_from, max(1, (config.epochs * steps_per_epoch - routed_from) // 2))
         self._train_steps: dict[bool, Any] = {}
-        self._eval_steps: dict[bool, Any] = {}
+        self._eval_steps: dict[tuple[bool, bool], Any] = {}
         self._extract_steps: dict[tuple[bool, bool], Any] = {}
         if config.optimizer.freeze:
             self.state_shapes(routed=False)  # raises here, before the run folder is written
@@ -81,11 +81,13 @@ class Networks:
             )
         return self._train_steps[routed]
 
-    def eval_step(self, routed: bool):
+    def eval_step(self, routed: bool, confusion: bool = False):
         """The jitted evaluation of one batch, see ``rmn_jax.training.step.make_eval_step``."""
-        if routed not in self._eval_steps:
-            self._eval_steps[routed] = steps.make_eval_step(self.model(routed), self._preprocess.evaluate, self._mesh)
-        return self._eval_steps[routed]
+        if (routed, confusion) not in self._eval_steps:
+            self._eval_steps[routed, confusion] = steps.make_eval_step(
+                self.model(routed), self._preprocess.evaluate, self._mesh, confusion
+            )
+        return self._eval_steps[routed, confusion]
 
     def extract_step(self, routed: bool, augmented: bool = False):
         """The jitted extraction of features, see ``rmn_jax.training.step.make_extract_step``."""

@@ -194,6 +194,7 @@ class EvalSums(NamedTuple):
       count: [] float32, examples.
       load: [S, N] float32, examples of each unit of the S routed stages; [0, N] when plain.
       assignment: [B, S] int32, the unit of each example at each routed stage, not a sum; None when plain.
+      confusion: [K, K] int32, examples by class (rows) and predicted class (columns); None if not asked for.
     """
 
     loss: jax.Array
@@ -202,9 +203,10 @@ class EvalSums(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count
     load: jax.Array
     assignment: jax.Array | None
+    confusion: jax.Array | None = None
 
 
-def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh):
+def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh, confusion: bool = False):
     """Makes the jitted ``(variables, batch, key) -> EvalSums``; padding is not counted.
 
     ``key`` draws the condition of a plain network with conditional attention. The condition of an example depends on
@@ -214,6 +216,7 @@ def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mes
       model: with ``axis_name`` set to ``AXIS``.
       preprocess: uint8 images [B, H, W, C] -> float32 images.
       mesh: devices along ``AXIS``.
+      confusion: whether to count examples by class and predicted class.
     """
 
     def evaluate(variables: dict, batch: dict, key: jax.Array) -> tuple:
@@ -233,9 +236,14 @@ def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mes
             load = jnp.sum(jax.nn.one_hot(assignment, model.num_units) * mask[None, :, None], axis=1)
         total = lambda values: jnp.sum(values * mask)  # noqa: E731
         sums = (total(losses), total(rank < 1), total(rank < 5), jnp.sum(mask), load)
-        return (*jax.lax.psum(sums, AXIS), None if assignment is None else assignment.T)
+        counts = None
+        if confusion:
+            table = jnp.zeros((outputs.logits.shape[-1],) * 2, jnp.int32)
+            predicted = jnp.argmax(outputs.logits, axis=-1)  # the lower class among equals, as in the rank
+            counts = jax.lax.psum(table.at[label, predicted].add(batch["mask"].astype(jnp.int32)), AXIS)
+        return (*jax.lax.psum(sums, AXIS), None if assignment is None else assignment.T, counts)
 
-    out_specs = (*(P(),) * 5, P(AXIS) if model.routed else None)
+    out_specs = (*(P(),) * 5, P(AXIS) if model.routed else None, P() if confusion else None)
     sharded = jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=out_specs, check_vma=False)
     return jax.jit(lambda *arguments: EvalSums(*sharded(*arguments)))
 

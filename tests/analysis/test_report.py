@@ -39,7 +39,7 @@ def random_study(
         assignment=assignment,
         label=label,
         position=np.arange(examples),
-        nearest=Nearest(position, distance, load),
+        nearest=Nearest(position, distance, load, assignment[np.arange(num_stages)[:, None, None], position]),
         images={
             int(at): np.clip(colours[at] + rng.integers(-60, 60, (side, side, 3)), 0, 255).astype(np.uint8)
             for at in np.unique(position)
@@ -151,13 +151,24 @@ def test_images_that_go_to_another_unit_are_marked(page):
 def test_the_figure_marks_the_same_images(tmp_path):
     study = random_study()
     marked = [x.get("class") == "other" for x in Page(report.to_html(study)).named("img")]
-    assert study.other.ravel().tolist() == marked and any(marked)
+    assert study.nearest.other.ravel().tolist() == marked and any(marked)
     red = []
-    for other in (study.other, None):
-        path = report.memories.draw(study.nearest, study.images, tmp_path / "memories.png", "title", other=other)
+    own = study.nearest._replace(assignment=np.broadcast_to(np.arange(3)[None, :, None], (2, 3, 4)))
+    for nearest in (study.nearest, own):
+        path = report.memories.draw(nearest, study.images, tmp_path / "memories.png", "title")
         image = np.asarray(Image.open(path).convert("RGB")).astype(int)
         red.append(((image[..., 0] > 220) & (image[..., 1] < 60) & (image[..., 2] < 60)).sum())
-    assert red[0] > red[1] + 10 * study.other.sum()
+    assert red[0] > red[1] + 10 * study.nearest.other.sum()
+
+
+def test_an_image_says_its_name_and_its_units_by_the_numbers_of_the_stages():
+    study = random_study()
+    study = study._replace(stages=(2, 4), names={int(at): f"cats/{at}.png" for at in np.unique(study.nearest.position)})
+    for image in Page(report.to_html(study)).named("img"):
+        at = int(image["data-image"])
+        first, second = study.assignment[:, at]
+        title = image["title"].splitlines()
+        assert title[1] == f"cats/{at}.png" and title[3] == f"unit {first} at stage 2, unit {second} at stage 4"
 
 
 def test_load_chart_stacks_the_shares():

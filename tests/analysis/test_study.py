@@ -53,6 +53,9 @@ def test_study_of_a_run(run):
     assert [epoch for epoch, _ in found.history] == [4, 5, 6]  # the first three were phase 1
     assert all(load.shape == (3, 4) and (load.sum(axis=1) == 5 * 256).all() for _, load in found.history)
     units = extract(run, state.eval_variables, routed=True).assignment
+    for stage, positions in enumerate(found.nearest.position):
+        np.testing.assert_array_equal(found.nearest.assignment[stage], units[stage][positions])
+    assert found.names == {int(at): f"digits eval, example {at}" for at in np.unique(found.nearest.position)}
     for stage, assigned in zip(found.information, units, strict=True):
         assert stage["class"].nats == pytest.approx(measures.mutual_information(assigned, labels))
 
