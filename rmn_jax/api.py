@@ -31,16 +31,22 @@ __all__ = [
 
 
 def register_backbone(name: str, build: Callable[..., Backbone]) -> None:
-    """Makes a backbone known by name: ``config.model.backbone``, and all commands on its runs in this process.
+    """Makes a backbone known by name: the value of ``config.model.backbone``.
+
+    Called in a module that ``config.model.module`` names, it makes the backbone known to every command on the run.
 
     Args:
-      name: new, or that of the same function.
+      name: new, or that of the same function, also after it was defined again in a notebook.
       build: ``(num_classes, image_size, *, option=default) -> Backbone``.
 
     Raises:
       ValueError: another backbone has that name.
     """
-    if BACKBONES.get(name, build) is not build:
+
+    def origin(function: Callable) -> Any:
+        return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
+
+    if origin(BACKBONES.get(name, build)) != origin(build):
         raise ValueError(f"there is a backbone {name!r} already")
     BACKBONES[name] = build
 

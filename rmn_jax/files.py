@@ -39,13 +39,16 @@ def write_file(path: pathlib.Path, text: str) -> None:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a binary file, whole or not at all.
+    """Writes a binary file, whole or not at all; a device or pipe as ``write_file`` does.
 
     Raises:
       UserError: it cannot be written. The old file stays, and no partial file is left.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            path.write_bytes(content)
+            return
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:

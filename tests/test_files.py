@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from rmn_jax.files import write_file
+from rmn_jax.errors import UserError
+from rmn_jax.files import write_bytes, write_file
 
 
 def test_a_file_is_created_and_replaced(tmp_path):
@@ -59,7 +60,27 @@ def test_a_missing_folder_is_an_error_and_is_not_created(tmp_path):
 def test_a_device_is_written_to_and_not_replaced():
     device = pathlib.Path(os.devnull)
     write_file(device, "text")
+    write_bytes(device, b"bytes")
     assert device.is_char_device()
+
+
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("broken", ["write_bytes", "replace"])
+def test_an_interrupted_binary_file_leaves_the_old_one(broken, stopped, tmp_path, monkeypatch):
+    path = tmp_path / "file.rmn"
+    path.write_bytes(b"old")
+    whole = pathlib.Path.write_bytes
+
+    def fail(self, argument):
+        if broken == "write_bytes":
+            whole(self, argument[:2])
+        raise stopped
+
+    monkeypatch.setattr(pathlib.Path, broken, fail)
+    with pytest.raises(KeyboardInterrupt if stopped is KeyboardInterrupt else UserError):
+        write_bytes(path, b"new content")
+    monkeypatch.undo()
+    assert [(p, p.read_bytes()) for p in tmp_path.iterdir()] == [(path, b"old")]
 
 
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path):

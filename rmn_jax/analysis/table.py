@@ -177,7 +177,7 @@ def _cells(row: Row, numbers: dict[str, int]) -> tuple[str, ...]:
         f"{row.multiply_adds / 1e9:.3f}",
         "" if operations is None else f"{operations:.2f}",
         "" if operations is None else f"{row.multiply_add_difference:+.3f}",
-        " ".join(f"[{numbers[note]}]" for note in row.notes),
+        ", ".join(f"[{numbers[note]}]" for note in row.notes),
     )
 
 

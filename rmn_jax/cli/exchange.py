@@ -41,14 +41,15 @@ def _from_file(arguments: Namespace, overrides: Sequence[str]) -> tuple[dict[str
         raise UserError("--memories needs --from RUN; torchvision and timm weights have no memories.")
     if overrides and arguments.config is None:
         raise UserError(f"{overrides[0].split('=')[0]} needs --config PAGE, the configuration that it changes.")
+    config = None if arguments.config is None else load_config(arguments.config, overrides)
     report, head = import_run(
         backbone=arguments.backbone,
         weights=arguments.weights,
         workdir=arguments.workdir,
-        num_units=arguments.num_units,
+        num_units=_num_units(arguments, overrides, config),
         num_classes=arguments.num_classes,
         fresh_head=arguments.fresh_head,
-        config=None if arguments.config is None else load_config(arguments.config, overrides),
+        config=config,
     )
     lists = {name: list(getattr(report, name)) for name in ("missing", "unexpected", "fresh")}
     return {"loaded": len(report.loaded), **lists}, head
@@ -60,23 +61,36 @@ def _from_run(arguments: Namespace, overrides: Sequence[str]) -> tuple[dict[str,
 
     if arguments.backbone is not None:
         raise UserError("--backbone goes with --weights only; leave it out.")
-    config = None
+    config, weights = None, load_weights(arguments.source)
     if arguments.config is not None:
         config = load_config(arguments.config, overrides)
     elif overrides:  # they change the configuration of the run
-        weights = load_weights(arguments.source)
-        weights.config.method = "rmn" if weights.routed else "plain"
-        config = with_overrides(weights.config, ["--config.stem_epochs=0", *overrides])
+        config = weights.config.copy_and_resolve_references()
+        config.method = "rmn" if weights.routed else "plain"
+        config = with_overrides(config, ["--config.stem_epochs=0", *overrides])
     report, head = transfer_run(
-        source=arguments.source,
+        source=weights,
         workdir=arguments.workdir,
         config=config,
-        num_units=arguments.num_units,
+        num_units=arguments.num_units if weights.routed else _num_units(arguments, overrides, config),
         num_classes=arguments.num_classes,
         fresh_head=arguments.fresh_head,
-        memories=arguments.memories or "keep",
+        memories=arguments.memories,
     )
     return {"loaded": len(report["loaded"]), "missing": [], "unexpected": [], "fresh": report["fresh"]}, head
+
+
+def _num_units(arguments: Namespace, overrides: Sequence[str], config) -> int | None:
+    """N of an RMN that begins from a plain network, from each way to ask for one; None for a plain run."""
+    asked = {word.removeprefix("--config.").partition("=")[0]: word.partition("=")[2] for word in overrides}
+    routed = "model.num_units" in asked if "method" not in asked else asked["method"] == "rmn"
+    if not routed:
+        return arguments.num_units
+    if arguments.num_units not in (None, config.model.num_units):
+        raise UserError(
+            f"--num_units is {arguments.num_units}, config.model.num_units {config.model.num_units}; give one of them."
+        )
+    return config.model.num_units
 
 
 IMPORT = Command(

@@ -9,7 +9,7 @@ from rmn_jax import ops, routing
 from rmn_jax.config.defaults import flatten
 from rmn_jax.errors import UserError
 from rmn_jax.models import ATTENTIONS, BACKBONES, create_backbone, parse_stages
-from rmn_jax.models.build import backbone_options, option_names
+from rmn_jax.models.build import backbone_options, import_module, option_names
 
 OPTIMIZERS = ("sgd", "nesterov", "adamw", "lamb", "rmsprop")
 
@@ -34,9 +34,12 @@ def validate(config: ConfigDict, device_count: int, *, stored: bool = False) -> 
             value = value[part]
         close = difflib.get_close_matches(str(value), list(choices), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        if key in ("model.backbone", "model.router"):
+            hint += " For one of your own, config.model.module names the module that registers it."
         check(value in choices, f"config.{key} is {value!r}; use one of {', '.join(sorted(choices))}.{hint}")
 
     _check_sizes(config)
+    import_module(config.model.module)
     one_of("method", ("rmn", "plain"))
     one_of("model.backbone", BACKBONES)
     one_of("model.attention", ATTENTIONS)

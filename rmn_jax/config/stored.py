@@ -18,13 +18,14 @@ from rmn_jax.config.defaults import (
 )
 from rmn_jax.errors import UserError
 from rmn_jax.files import read_object
-from rmn_jax.models.build import CONFIG_OPTIONS, option_names
+from rmn_jax.models.build import BACKBONES, CONFIG_OPTIONS, option_names
 
 # Keys that may differ when a run goes on: the results do not depend on them.
 FREE_KEYS = (
     "checkpoint",
     "eval_every_epochs",
     "tensorboard",
+    "model.module",
     "data.workers",
     "data.data_dir",
     "data.path",
@@ -44,7 +45,9 @@ def from_dict(stored: dict[str, Any], source: str) -> ConfigDict:
     Raises:
       UserError: it is not a configuration; ``source`` is where it is from.
     """
-    config = default_config()
+    config, wrong = default_config(), _wrong_type(stored)
+    if wrong:
+        raise UserError(f"{source} is not a run's configuration: {wrong}")
     try:
         config.update(_with_new_names(stored))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -67,9 +70,6 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         raise UserError(f"{path.parent} holds no run (no {path.name}); give the folder of `rmn train`.") from None
     except ValueError as error:
         raise UserError(f"{path} {error}; put the file of the run back.") from None
-    wrong = _wrong_type(stored)
-    if wrong:
-        raise UserError(f"{path} is not a run's configuration: {wrong}")
     return from_dict(stored, str(path))
 
 
@@ -100,8 +100,8 @@ def _with_new_names(stored: dict[str, Any]) -> ConfigDict:
     model = found.get("model", {})
     if "backend" in model:
         use_current_names(found)
-    # Backbones without these options used to ignore them.
-    for option, unset in CONFIG_OPTIONS.items():
+    # Backbones without these options used to ignore them. One of the user's own may not be registered yet.
+    for option, unset in CONFIG_OPTIONS.items() if model.get("backbone") in BACKBONES else ():
         if option in model and option not in option_names(model.get("backbone", "")):
             model[option] = unset
     return found

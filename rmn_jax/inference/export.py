@@ -42,6 +42,7 @@ _PLATFORMS = {"cpu": ("cpu", "loop"), "gpu": ("cuda", "tiles")}
 # Inputs that go through the network together. A program's shapes are fixed, so a batch is cut into such chunks and the
 # rest goes one by one: nothing is padded.
 _CHUNK = 32
+_LARGEST = 2**14  # pixels of a side
 
 
 def export_run(trained: Trained, out: str | pathlib.Path) -> int:
@@ -170,6 +171,7 @@ def load_exported(path: str | pathlib.Path) -> Exported:
             with np.load(io.BytesIO(archive.read(_WEIGHTS)), allow_pickle=False) as arrays:
                 weights = {name: jnp.asarray(arrays[name]) for name in arrays.files}
             program = jax_export.deserialize(bytearray(archive.read(f"{backend}.program")))
+            _check_fit(program, known, weights, path)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except UserError:
@@ -189,4 +191,24 @@ def _checked(known: Any, path: str | pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is not an exported network; `rmn export` writes one.")
     if known.get("version") != VERSION:
         raise UserError(f"{path} is of format {known.get('version')}, this release reads {VERSION}; update rmn_jax.")
+    names, shape = known.get("class_names"), known.get("stored_shape")
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(f"{path} has no list of class names; export it again.")
+    sizes = shape if isinstance(shape, list) else []
+    if len(sizes) != 3 or sizes[2] != 3 or not all(type(size) is int and 0 < size <= _LARGEST for size in sizes):
+        raise UserError(f"{path} gives {str(shape)[:60]} as the shape of an image; export it again.")
     return known
+
+
+def _check_fit(program: jax_export.Exported, known: dict[str, Any], weights: dict[str, Any], path) -> None:
+    """Raises UserError if the parts of a file are of different networks."""
+    logits = program.out_avals[0]  # the results in the order of their names
+    if logits.shape[-1] != len(known["class_names"]):
+        raise UserError(
+            f"{path} has {len(known['class_names'])} class names, but its network has {logits.shape[-1]} classes; "
+            "export it again."
+        )
+    wanted = [(aval.shape, aval.dtype) for aval in program.in_avals[:-1]]  # the last are the images
+    found = [(array.shape, array.dtype) for _, array in sorted(weights.items())]
+    if wanted != found:
+        raise UserError(f"{path} holds weights of another network than its program; export it again.")

@@ -21,29 +21,29 @@ from rmn_jax.training.state import Phase
 MEMORIES = ("keep", "new")
 # What makes the network; a routed run also has those of the second line.
 _NETWORK = ("backbone", "width", "small_stem")
-_ROUTED = ("num_units", "attention", "router", "metric")
+_ROUTED = ("num_units", "attention", "router", "metric", "routed_stages")
 
 
 def transfer_run(
     *,
-    source: str,
+    source: str | Weights,
     workdir: str,
     config: ConfigDict | None = None,
     num_units: int | None = None,
     num_classes: int | None = None,
     fresh_head: bool = False,
-    memories: str = "keep",
+    memories: str | None = None,
 ) -> tuple[dict[str, list[str]], str]:
     """Creates a run folder from another run.
 
     Args:
-      source: a run folder, or a file of ``rmn export --format=safetensors``.
+      source: a run folder, a file of ``rmn export --format=safetensors``, or what ``load_weights`` read.
       workdir: a folder without a run.
       config: of the new run; None is that of the source. ``stem_epochs`` becomes 0.
       num_units: N, to make an RMN of a plain run. A routed run keeps its N.
       num_classes: K, where the data set is not at hand.
       fresh_head: initialise the classifier. Also done if the classes differ.
-      memories: of a routed run: "keep" goes on with phase 4, "new" with phase 3.
+      memories: of a routed run: "keep" (the default) goes on with phase 4, "new" with phase 3.
 
     Returns:
       ``{"loaded", "fresh"}`` with the paths of variables, and what happened to the head as a sentence.
@@ -52,12 +52,15 @@ def transfer_run(
       UserError: the weights do not fit the configuration, the folder holds a run already, or it cannot be written.
     """
     folder = check_new(workdir)
-    weights = load_weights(source)
+    weights = source if isinstance(source, Weights) else load_weights(source)
     config = _matching_config(config, weights, num_units)
-    if memories not in MEMORIES:
+    if memories not in (None, *MEMORIES):
         raise UserError(f"--memories is {memories!r}; use one of {', '.join(MEMORIES)}.")
-    if memories == "new" and not weights.routed:
-        raise UserError(f"{source} has no memories: a plain run goes through phases 2 and 3. Leave --memories out.")
+    if memories is not None and not weights.routed:
+        raise UserError(
+            f"{weights.source} has no memories: a plain run goes through phases 2 and 3. Leave --memories out."
+        )
+    memories = memories or "keep"
     configuration.validate(config, device_count=1)
     info = describe_data(config, num_classes, weights.info.class_names if _same_data(config, weights) else None)
     fresh_head, head = _head(weights, info, fresh_head)
@@ -67,7 +70,7 @@ def transfer_run(
     def fill(variables: dict[str, Any]) -> dict[str, Any]:
         return _filled(variables, weights, fresh_head, report)
 
-    begin_run(folder, config, info, phase, fill, {"from": source, "memories": memories, "head": head})
+    begin_run(folder, config, info, phase, fill, {"from": weights.source, "memories": memories, "head": head})
     return report, head
 
 
@@ -123,6 +126,11 @@ def _filled(variables: dict[str, Any], weights: Weights, fresh_head: bool, repor
             if found is None or found.shape != initial.shape:
                 report["fresh"].append(name)
                 return initial
+        if found is not None and found.shape != initial.shape and part == "head" and _is_classifier(name, variables):
+            raise UserError(
+                f"{weights.source} has a classifier of {found.shape[-1]} classes, but a list of "
+                f"{len(weights.info.class_names)} class names; add --fresh_head to begin with a new classifier."
+            )
         if found is None or found.shape != initial.shape:
             has = "no" if found is None else f"a {found.shape}"
             raise UserError(

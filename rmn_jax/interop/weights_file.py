@@ -6,7 +6,7 @@ Our files hold the variables by path, ``params/stage1/block1/conv1/kernel``, and
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from rmn_jax.files import write_bytes
 from rmn_jax.inference.export import flatten
 from rmn_jax.inference.trained import Trained, load_trained
 from rmn_jax.interop.torch_weights import to_torchvision
+from rmn_jax.training.run_folder import info_from_dict
 
 VERSION = 1
 _HEADER = "rmn_jax"
@@ -97,13 +98,17 @@ def load_weights(source: str | pathlib.Path, warn=print) -> Weights:
         raise UserError(
             f"{source} has no header of this package; weights of torchvision or timm are read with --weights."
         )
-    if about.get("version") != VERSION:
-        raise UserError(
-            f"{source} is of format {about.get('version')}, this one reads {VERSION}; use the release that wrote it."
-        )
+    if not isinstance(about, dict) or about.get("version") != VERSION:
+        version = about.get("version") if isinstance(about, dict) else None
+        raise UserError(f"{source} is of format {version}, this one reads {VERSION}; use the release that wrote it.")
+    if not (isinstance(about.get("config"), dict) and isinstance(about.get("dataset"), dict)):
+        raise UserError(f"{source} has no configuration or no data set in its header; export it again.")
     bad = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
     if bad:
         raise UserError(f"{source} has values that are not finite, in {bad}; nothing was imported.")
-    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in about["dataset"].items()}
-    config = configuration.from_dict(about["config"], str(source))
-    return Weights(arrays, config, data.DatasetInfo(**fields), bool(about["routed"]), str(source))
+    config, info = configuration.from_dict(about["config"], str(source)), info_from_dict(about["dataset"], str(source))
+    routed = any(name.startswith("memory/") for name in arrays)
+    if about.get("routed") is not routed:
+        what = "memories, but its header is of a plain network" if routed else "no memories for its routed network"
+        raise UserError(f"{source} has {what}; export it again.")
+    return Weights(arrays, config, info, routed, str(source))

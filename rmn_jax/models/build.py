@@ -1,6 +1,7 @@
 """Networks by name: the backbones, the network of a configuration, and fresh variables."""
 
 import difflib
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ from rmn_jax.models.vgg import vgg16_bn
 if TYPE_CHECKING:  # the core runs without ml_collections
     from ml_collections import ConfigDict
 
-# To add a backbone, write a function (num_classes, image_size, **options) -> Backbone and list it here.
+# To add a backbone, write a function (num_classes, image_size, **options) -> Backbone and list it here, or register it
+# from outside (docs/backbones.md).
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet8": resnet8,
     "resnet10": resnet10,
@@ -36,6 +38,33 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 }
 # Options of backbones that a configuration has keys for, with the value that leaves the backbone's own default.
 CONFIG_OPTIONS: dict[str, Any] = {"small_stem": "7x7", "width": 0}
+
+
+def import_module(name: str) -> None:
+    """Imports the module of ``config.model.module``, which registers backbones or routers of one's own.
+
+    Args:
+      name: as in an import statement; empty for none.
+
+    Raises:
+      UserError: Python does not find the module, or it cannot be loaded.
+    """
+    if not name:
+        return
+    told = f"config.model.module is {name!r}"
+    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"{told}; it must be a module as in an import statement, say my_backbones (not a file).")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise UserError(f"{told}, which imports {error.name}, and Python does not find that.") from None
+        raise UserError(
+            f"{told}, which Python does not find; install it, or set PYTHONPATH to the folder that holds it."
+        ) from None
+    except (Exception, SystemExit) as error:  # it is arbitrary Python
+        text = " ".join(str(error).split())
+        raise UserError(f"{told}, which cannot be loaded: {type(error).__name__}: {text}") from None
 
 
 def create_backbone(name: str, num_classes: int, image_size: int, **options: Any) -> Backbone:

@@ -160,8 +160,8 @@ def evaluate(run: Run, state: TrainState, routed: bool, split: str = "eval", con
       confusion: whether to count examples by class and predicted class.
 
     Returns:
-      Accuracies in [0, 1], mean loss in nats, number of examples, and the load [S][N] of the routed stages (empty when
-      plain); with ``confusion`` also that array, [K, K] int, with true classes as rows.
+      Accuracies in [0, 1], mean loss in nats, number of examples, and the load of the routed stages, S lists of N
+      numbers (empty when plain); with ``confusion`` also that array, [K, K] int, with true classes as rows.
 
     Raises:
       UserError: the loss is not finite, or every example was skipped.

@@ -132,16 +132,25 @@ def read_info(folder: pathlib.Path) -> data.DatasetInfo | None:
         return None
     except ValueError as error:
         raise UserError(f"{path} {error}; put the file of the run back.") from None
-    known.setdefault("streamed", False)
+    return info_from_dict(known, str(path))
+
+
+def info_from_dict(stored: dict[str, Any], source: str) -> data.DatasetInfo:
+    """The data set that a stored description is of; ``source`` is where it is from.
+
+    Raises:
+      UserError: it describes no data set; the message names the key.
+    """
+    known = {"streamed": False, **stored}
     for key in known.keys() - _INFO_KEYS.keys():
-        raise UserError(f"{path} has an unknown key {key!r}; put the file of the run back.")
+        raise UserError(f"{source} has an unknown key {key!r}; put the file of the run back.")
     for key, (words, good) in _INFO_KEYS.items():
         if key not in known or not good(known[key]):
             found = json.dumps(known[key])[:60] if key in known else "missing"
-            raise UserError(f"{path}: {key} is {found}; it must be {words}.")
+            raise UserError(f"{source}: {key} is {found}; it must be {words}.")
     if len(known["class_names"]) != known["num_classes"]:
         raise UserError(
-            f"{path}: num_classes is {known['num_classes']}, but class_names has {len(known['class_names'])} names."
+            f"{source}: num_classes is {known['num_classes']}, but class_names has {len(known['class_names'])} names."
         )
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in known.items()}
     return data.DatasetInfo(**fields)

@@ -1,5 +1,6 @@
 """An exported network: equal to the run's, read without this package, and files that cannot be used."""
 
+import io
 import json
 import os
 import pathlib
@@ -91,6 +92,22 @@ def test_scaling_inside_is_that_of_the_host(size, rng):
         assert np.abs(inside - host).max() <= 1 and (inside != host).mean() < 0.08
 
 
+MODES = {"1": "png", "L": "png", "LA": "png", "P": "gif", "RGBA": "png", "CMYK": "jpg", "I;16": "png", "F": "tiff"}
+
+
+def test_every_mode_of_image_is_predicted(exported, tmp_path, capsys):
+    pixels = Image.fromarray(digits.load_arrays()["eval"][0][0]).resize((24, 24))
+    for mode, suffix in MODES.items():
+        wide = Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 257) if mode == "I;16" else None
+        (wide or pixels.convert(mode)).save(tmp_path / f"{mode.replace(';', '')}.{suffix}")
+    words = [str(path) for path in sorted(tmp_path.iterdir())]
+    assert main(["predict", f"--model={exported}", "--top=1", *words]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == words
+    label = {line["file"].split("/")[-1].split(".")[0]: line["classes"][0]["label"] for line in lines}
+    assert {label[mode] for mode in ("L", "LA", "RGBA", "CMYK", "I16", "F")} == {label["L"]}
+
+
 def test_a_file_that_cannot_be_used_is_one_line(exported, trained, tmp_path, capsys):
     def changed(name, **about):
         with zipfile.ZipFile(exported) as old, zipfile.ZipFile(tmp_path / name, "w") as new:
@@ -98,6 +115,20 @@ def test_a_file_that_cannot_be_used_is_one_line(exported, trained, tmp_path, cap
                 content = old.read(each)
                 new.writestr(each, json.dumps(json.loads(content) | about) if each == "about.json" else content)
         return tmp_path / name
+
+    def cut(part):  # columns of its weights are missing
+        path = tmp_path / f"cut_{part}"
+        with zipfile.ZipFile(exported) as old, zipfile.ZipFile(path, "w") as new:
+            for each in old.namelist():
+                content = old.read(each)
+                if each == "weights.npz":
+                    arrays = dict(np.load(io.BytesIO(content)))
+                    arrays = {name: array[..., :8] if part in name else array for name, array in arrays.items()}
+                    file = io.BytesIO()
+                    np.savez(file, **arrays)
+                    content = file.getvalue()
+                new.writestr(each, content)
+        return path
 
     (tmp_path / "text").write_text("no archive")
     (tmp_path / "cut").write_bytes(exported.read_bytes()[:-5000])
@@ -110,6 +141,14 @@ def test_a_file_that_cannot_be_used_is_one_line(exported, trained, tmp_path, cap
         tmp_path / "zip": "not a network that this release can read",
         changed("foreign", format="other"): "is not an exported network",
         changed("newer", version=2): "is of format 2, this release reads 1",
+        changed("few", class_names=["a", "b"]): "has 2 class names, but its network has 10 classes",
+        changed("many", class_names=["a"] * 11): "has 11 class names, but its network has 10 classes",
+        changed("none", class_names=None): "has no list of class names",
+        changed("numbers", class_names=list(range(10))): "has no list of class names",
+        changed("flat", stored_shape=[8, 8]): "gives [8, 8] as the shape of an image",
+        changed("huge", stored_shape=[10**9, 8, 3]): "as the shape of an image",
+        cut("memory"): "holds weights of another network",
+        cut("head"): "holds weights of another network",
     }
     for path, message in wrong.items():
         assert main(["predict", f"--model={path}", str(trained[1][0])]) == 2

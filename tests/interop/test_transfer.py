@@ -27,6 +27,13 @@ def routed(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("transfer") / "plain"
+    assert main(["train", f"--workdir={workdir}", *TINY, "--config.method=plain", "--config.epochs=1"]) == 0
+    return workdir
+
+
 def last(capsys):
     captured = capsys.readouterr()
     return json.loads(captured.out.splitlines()[-1])
@@ -82,6 +89,58 @@ def test_other_classes_begin_with_a_new_head(routed, tmp_path, capsys):
     assert load_weights(tmp_path / "a").arrays["params/head/fc/bias"].shape == (6,)
 
 
+WAYS_TO_ASK = {
+    "the key": ["--config.model.num_units=3"],
+    "the argument": ["--num_units=3"],
+    "both": ["--num_units=3", "--config.model.num_units=3"],
+    "the method": ["--config.method=rmn", "--config.model.num_units=3"],
+    "a page": [*TINY, "--config.model.num_units=3"],
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_ASK)
+def test_a_plain_run_begins_a_routed_one(way, plain, tmp_path, capsys):
+    workdir = tmp_path / "new"
+    assert main(["import", f"--from={plain}", f"--workdir={workdir}", *WAYS_TO_ASK[way]]) == 0
+    assert all("attention" in name or "gate" in name for name in last(capsys)["fresh"])
+    config = json.loads((workdir / "config.json").read_text())
+    assert (config["method"], config["stem_epochs"], config["model"]["num_units"]) == ("rmn", 0, 3)
+    new, old = load_weights(workdir), load_weights(plain)
+    assert not new.routed  # phases 2 to 4 are to come
+    kernel = next(name for name in old.arrays if name.startswith("params/stage1") and name.endswith("kernel"))
+    np.testing.assert_array_equal(new.arrays[kernel], old.arrays[kernel])
+    if way == "the key":
+        assert main(["train", f"--workdir={workdir}"]) == 0
+        assert set(phases(workdir)) == {4} and load_weights(workdir).arrays["memory/memory1"].shape[0] == 3
+
+
+PLAIN_STAYS = [[], ["--config.epochs=3"], ["--config.method=plain", "--config.model.num_units=3"]]
+
+
+@pytest.mark.parametrize("typed", PLAIN_STAYS, ids=str)
+def test_a_plain_run_stays_plain_where_no_units_are_asked_for(typed, plain, tmp_path):
+    assert main(["import", f"--from={plain}", f"--workdir={tmp_path / 'new'}", *typed]) == 0
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["method"] == "plain"
+
+
+WITHOUT_MEMORIES = {
+    ("--memories=keep",): "has no memories",
+    ("--memories=new", "--num_units=2"): "has no memories",
+    ("--num_units=2", "--config.model.num_units=3"): "give one of them",
+    ("--config.model.num_units=0",): "it must be 1 or more",
+    ("--config.model.num_units=many",): "it must be a whole number",
+}
+
+
+def test_what_a_plain_run_does_not_have_is_one_line(plain, tmp_path, capsys):
+    for typed, message in WITHOUT_MEMORIES.items():
+        assert main(["import", f"--from={plain}", f"--workdir={tmp_path / 'new'}", *typed]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "new").exists()
+    assert main(["analyze", f"--workdir={plain}"]) == 2
+    assert "is not routed (yet)" in capsys.readouterr().err
+
+
 MISFITS = {
     "--config.model.width=16": "has config.model.width 8, the new run 16",
     "--config.model.num_units=3": "has config.model.num_units 2, the new run 3",
@@ -102,7 +161,11 @@ def test_files_that_are_not_ours_are_one_line(tmp_path, capsys):
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "foreign")
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "newer", metadata={"rmn_jax": json.dumps({"version": 9})})
     (tmp_path / "text").write_text("x")
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "list", metadata={"rmn_jax": "[1]"})
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "bare", metadata={"rmn_jax": json.dumps({"version": 1})})
     wrong = {
+        "list": "is of format None, this one reads 1",
+        "bare": "has no configuration or no data set in its header",
         "foreign": "weights of torchvision or timm are read with --weights",
         "newer": "is of format 9, this one reads 1",
         "text": "neither a run folder nor a readable safetensors file",
@@ -113,6 +176,47 @@ def test_files_that_are_not_ours_are_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_a_header_that_does_not_fit_its_weights_is_one_line(routed, tmp_path, capsys):
+    from safetensors import safe_open
+
+    file = tmp_path / "good"
+    assert main(["export", f"--workdir={routed}", f"--out={file}", "--format=safetensors"]) == 0
+    with safe_open(file, framework="numpy") as opened:
+        about, arrays = json.loads(opened.metadata()["rmn_jax"]), load_file(file)
+
+    def data(**changes):
+        return {**about, "dataset": {**about["dataset"], **changes}}
+
+    kernel = next(name for name in arrays if name.startswith("params/stage1") and name.endswith("kernel"))
+    wrong = {
+        "has no configuration": ({**about, "config": 3}, arrays),
+        "config.model.width is 'x'; it must be a whole number": (
+            {**about, "config": {"model": {"width": "x"}}},
+            arrays,
+        ),
+        "there is no key": ({**about, "config": {"model": {"depth": 1}}}, arrays),
+        "num_classes is 10, but class_names has 2 names": (data(class_names=["a", "b"]), arrays),
+        "class_names is 7": (data(class_names=7), arrays),
+        "unknown key 'colour'": (data(colour=1), arrays),
+        "10 classes, but a list of 3 class names": (data(num_classes=3, class_names=["0", "1", "2"]), arrays),
+        "has no memories for its routed network": (
+            about,
+            {name: array for name, array in arrays.items() if not name.startswith("memory")},
+        ),
+        "but its header is of a plain network": ({**about, "routed": False}, arrays),
+        f"has no {kernel}": (about, {name: array for name, array in arrays.items() if name != kernel}),
+        "not finite": (about, {**arrays, kernel: arrays[kernel] * np.nan}),
+    }
+    capsys.readouterr()
+    for message, (header, tensors) in wrong.items():
+        save_file(tensors, tmp_path / "bad", metadata={"rmn_jax": json.dumps(header)})
+        typed = ["--config.data.classes=3"] if "3 class names" in message else []
+        assert main(["import", f"--from={tmp_path / 'bad'}", f"--workdir={tmp_path / 'new'}", *typed]) == 2, message
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1, error
+        assert not (tmp_path / "new").exists()
 
 
 def test_torchvision_has_no_routed_network(routed, tmp_path, capsys):
