@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint format hooks clean
+.PHONY: help demo test docs chaos lint format hooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,9 @@ demo: $(STAMP) ## train the plain network and the RMN on handwritten digits; tab
 
 test: lint ## check style and types, then run the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+docs: $(STAMP) ## build the documentation as a site in site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 chaos: $(STAMP) ## kill, signal, edit and fuzz runs for up to 40 minutes; prints one JSON object of counts
 	@JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.chaos
@@ -35,7 +38,7 @@ hooks: $(STAMP) ## run the style and type checks before every commit
 	$(BIN)/pre-commit install
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian's python3 comes without ensurepip until python3-venv is installed, hence the third import.
