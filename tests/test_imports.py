@@ -27,7 +27,7 @@ ROOMS = {
     "analysis": {"config", "data", "models", "routing", "training"},
     "bench": {"inference", "models", "ops", "routing", "training"},
     "inference": {"data", "models", "routing", "training"},
-    "interop": {"config", "data", "inference", "models", "training"},
+    "interop": {"config", "data", "inference", "models", "routing", "training"},
     "training": {"config", "data", "models", "routing"},
     "config": {"models", "ops", "routing"},
     "data": set(),

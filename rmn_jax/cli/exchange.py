@@ -108,9 +108,9 @@ def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         default="jax",
-        choices=("jax", "safetensors", "torchvision"),
-        help="jax: a network that needs JAX alone (default); safetensors: weights under our names; torchvision: the "
-        "weights of a plain run under torchvision's names",
+        choices=("jax", "onnx", "safetensors", "torchvision"),
+        help="jax: a network that needs JAX alone (default); onnx: for ONNX Runtime, one image at a time; safetensors: "
+        "weights under our names; torchvision: the weights of a plain run under torchvision's names",
     )
 
 
@@ -125,6 +125,10 @@ def export(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
         from rmn_jax.inference.export import export_run
 
         return {"out": arguments.out, "bytes": export_run(trained, arguments.out)}
+    if arguments.format == "onnx":
+        from rmn_jax.interop.onnx import export_onnx
+
+        return {"out": arguments.out, "bytes": export_onnx(trained, arguments.out)}
     from rmn_jax.interop.weights_file import save_torchvision, save_weights
 
     save = save_torchvision if arguments.format == "torchvision" else save_weights

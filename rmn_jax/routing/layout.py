@@ -64,7 +64,7 @@ def sort_by_unit(assignment: jax.Array, num_units: int) -> Sorted:
     chex.assert_rank(assignment, 1)
     chex.assert_type(assignment, int)
     order = jnp.argsort(assignment, stable=True).astype(jnp.int32)
-    group_sizes = jnp.sum(jax.nn.one_hot(assignment, num_units, dtype=jnp.int32), axis=0)
+    group_sizes = jnp.sum(assignment[:, None] == jnp.arange(num_units), axis=0, dtype=jnp.int32)
     return Sorted(
         unit=assignment[order].astype(jnp.int32),
         order=order,

@@ -9,13 +9,22 @@ import pytest
 from rmn_jax.cli.main import main
 
 WEIGHTS = pathlib.Path(__file__).parent.parent.parent / "weights"
+CARDS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", (WEIGHTS / "README.md").read_text(), re.DOTALL | re.MULTILINE))
 
 
-def test_the_digits_weights_have_the_accuracy_of_their_card(tmp_path, capsys):
-    file = WEIGHTS / "digits_rmn.safetensors"
-    assert file.stat().st_size < 3e6
-    assert main(["import", f"--from={file}", f"--workdir={tmp_path / 'run'}"]) == 0
+def test_each_file_has_a_card_and_is_small():
+    files = {file.name: file for file in WEIGHTS.glob("*.safetensors")}
+    assert files.keys() == CARDS.keys()
+    for name, card in CARDS.items():
+        assert files[name].stat().st_size < 3e6
+        for row in ("network", "data", "accuracy", "licence", "made by"):
+            assert f"| {row} | " in card, (name, row)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_weights_have_the_accuracy_of_their_card(name, tmp_path, capsys):
+    assert main(["import", f"--from={WEIGHTS / name}", f"--workdir={tmp_path / 'run'}"]) == 0
     assert main(["eval", f"--workdir={tmp_path / 'run'}"]) == 0
     top1 = json.loads(capsys.readouterr().out.splitlines()[-1])["top1"]
-    card = float(re.search(r"\| accuracy \| ([\d.]+)% top-1", (WEIGHTS / "README.md").read_text())[1])
+    card = float(re.search(r"\| accuracy \| ([\d.]+)% top-1", CARDS[name])[1])
     assert 100 * top1 == pytest.approx(card, abs=0.3)  # one image
