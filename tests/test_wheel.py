@@ -1,11 +1,13 @@
 """The wheel has the command and the pages: both work away from the checkout."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import rmn_jax
 
@@ -51,3 +53,17 @@ def test_the_wheel_runs_with_its_pages(installed, tmp_path):
     assert done.returncode == 2 and "cifar100" in done.stderr and "no configuration" not in done.stderr
     done = rmn(installed, tmp_path, "data", "show", "--config=resnet18_cifar")
     assert done.returncode == 2 and "Did you mean --config=resnet18_cifar100?" in done.stderr
+
+
+def test_the_wheel_trains_and_predicts(installed, tmp_path):
+    done = rmn(installed, tmp_path, "train", "--help")
+    assert done.returncode == 0 and "--workdir" in done.stdout
+    tiny = ["epochs=1", "batch_size=720", "eval_batch_size=360", "model.width=4", "learning_rate.warmup_epochs=0"]
+    typed = ["train", "--config=digits:plain", "--workdir=run", *(f"--config.{word}" for word in tiny)]
+    done = rmn(installed, tmp_path, *typed)
+    assert done.returncode == 0, done.stderr
+    # 1,437 training images in batches of 720: one full one.
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 1
+    Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / "grey.png")
+    done = rmn(installed, tmp_path, "predict", "--workdir=run", "grey.png")
+    assert done.returncode == 0 and json.loads(done.stdout)["file"] == "grey.png", done.stderr

@@ -53,7 +53,9 @@ def export_onnx(trained: Trained, out: str | pathlib.Path) -> int:
         entry = proto.metadata_props.add()
         entry.key, entry.value = "rmn_jax", json.dumps(about(trained))
         content = proto.SerializeToString()
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; not each constant that its optimizer removes
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         images = np.random.default_rng(0).integers(0, 256, (_TRIED, *image.shape), dtype=np.uint8)
         found = [session.run(names, {"image": each}) for each in images]
     except Exception as error:  # a converter of many plug-ins, and a runtime without some operators

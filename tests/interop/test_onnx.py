@@ -53,7 +53,11 @@ class Converter:
     def SerializeToString(self):
         return b"file"
 
-    def InferenceSession(self, content, providers):
+    def SessionOptions(self):
+        return self
+
+    def InferenceSession(self, content, options, providers):
+        assert content == b"file" and options.log_severity_level == 3
         return self
 
     def run(self, names, inputs):
