@@ -18,7 +18,7 @@ def printed(path):
     """The text of each code cell, and whether it draws."""
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     texts = ["".join("".join(output.get("text", "")) for output in cell["outputs"]) for cell in cells]
-    draws = ["image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]]
+    draws = [any("image/png" in output.get("data", {}) for output in cell["outputs"]) for cell in cells]
     return texts, draws
 
 
