@@ -44,7 +44,10 @@ def tutorial() -> str:
 
 
 def on_config(config):
-    """Adds the pages of the reference to the navigation."""
+    """Adds pages that the navigation does not name to its second section, and those of the reference to the last."""
+    named = json.dumps(config.nav)
+    (pages,) = config.nav[1].values()
+    pages += [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f'"{path.name}"' not in named]
     config.nav[-1] = {"Reference": [f"reference/{room}.md" for room in modules()]}
     return config
 

@@ -44,7 +44,7 @@ class Network(NamedTuple):
       temporary_bytes: what a compiled step needs on a device beside arguments and results; None if unknown.
       state_bytes: of the state on each device of this process, by the device's number.
       seconds_per_step: median, on random images.
-      load: share of each unit in those steps, [S][N]; empty when plain.
+      load: share of each unit in those steps, S lists of N numbers; empty when plain.
     """
 
     phase: int
