@@ -17,13 +17,13 @@ from rmn_jax.cli.main import main
 from rmn_jax.data import digits
 from rmn_jax.inference.trained import load_trained
 
-WEIGHTS = pathlib.Path(__file__).parent.parent.parent / "weights" / "digits_rmn.safetensors"
+WEIGHTS = pathlib.Path(__file__).parent.parent.parent / "weights"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("onnx") / "run"
-    assert main(["import", f"--from={WEIGHTS}", f"--workdir={workdir}"]) == 0
+    assert main(["import", f"--from={WEIGHTS / 'digits_plain.safetensors'}", f"--workdir={workdir}"]) == 0
     return workdir
 
 
@@ -44,7 +44,7 @@ class Converter:
     def to_onnx(self, network, inputs, **names):
         if self.fails:
             raise NotImplementedError("no converter for\n while")
-        self.network = network
+        self.network = jax.jit(network)
         return self
 
     def add(self):
@@ -76,10 +76,12 @@ def test_a_network_that_is_not_taken_or_changed_is_not_written(fails, message, r
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="its pins conflict with this package's")
-def test_onnx_runtime_gives_the_logits_of_the_run(run, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["digits_rmn", "digits_plain"])
+def test_onnx_runtime_gives_the_logits_of_the_run(name, tmp_path, capsys):
     import onnxruntime
 
-    out = tmp_path / "digits.onnx"
+    out, run = tmp_path / "digits.onnx", tmp_path / "run"
+    assert main(["import", f"--from={WEIGHTS / f'{name}.safetensors'}", f"--workdir={run}"]) == 0
     assert main(["export", f"--workdir={run}", f"--out={out}", "--format=onnx"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["bytes"] == out.stat().st_size
     trained, images = load_trained(run), digits.load_arrays()["eval"][0][:40]
