@@ -46,6 +46,7 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.unit_gradient = "share"  # of the batch's mean loss (the paper's); "own": of the mean over a unit's inputs
     config.balance_loss = 0.01  # weight of the router's auxiliary loss; only the learned router has one
     config.revive_after = 0  # epochs without inputs after which a unit begins again as half of the fullest; 0 is off
+    config.shard_units = False  # True: parameters, momentum and EMA of units split over devices (docs/scaling.md)
     config.dtype = "auto"  # of convolutions: "float32" or "bfloat16"; auto is bfloat16 on accelerators
 
     config.model = ConfigDict()

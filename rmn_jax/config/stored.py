@@ -31,6 +31,7 @@ FREE_KEYS = (
     "data.path",
     "data.skip_corrupt",
     "eval_batch_size",
+    "shard_units",
 )
 
 

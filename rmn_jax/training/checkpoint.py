@@ -79,31 +79,47 @@ class Checkpoints:
     def save(self, state: TrainState, position: Position, top1: float | None = None) -> None:
         """Saves a checkpoint and reads it back, then removes the oldest good ones beyond ``keep``, but not the best.
 
-        ``top1`` is the held-out accuracy of the state, None if it was not evaluated. Checkpoints that ``restore``
-        skipped are renamed first: they do not count as good and are never removed.
+        Of several processes only the first writes, also the parts of leaves that are split over all of them. ``top1`` is
+        the held-out accuracy of the state, None if it was not evaluated. Checkpoints that ``restore`` skipped are renamed
+        first: they do not count as good and are never removed.
 
         Raises:
           UserError: a value is not finite, the disk is full or the folder cannot be written, or what was written cannot
             be read; earlier checkpoints stay.
         """
         target = (self._folder / position.folder).absolute()
-        leaves = _flatten(state)
+        several = jax.process_count() > 1
+        leaves = {name: _whole(leaf) if several else leaf for name, leaf in _flatten(state).items()}
         described = _describe(leaves)
-        first = jax.process_index() == 0
+        failed: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                self._write(target, position, state, leaves, described, top1)
+            except Exception as error:  # the other processes wait for word of it
+                failed = error
+        if several and multihost_utils.broadcast_one_to_all(np.bool_(failed is not None)) and failed is None:
+            raise UserError(f"the first process could not write the checkpoint {target}; its own line says why.")
+        if failed is not None:
+            raise failed
+
+    def _write(
+        self,
+        target: pathlib.Path,
+        position: Position,
+        state: TrainState,
+        leaves: dict,
+        described: dict,
+        top1: float | None,
+    ) -> None:
         try:
-            if first:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._make_room(position)
-            with _plain_path(target) as plain, ocp.PyTreeCheckpointer() as checkpointer:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(position)
+            with _plain_path(target) as plain, _checkpointer() as checkpointer:
                 checkpointer.save(plain / "arrays", leaves)
-            if first:
-                write_manifest(target, position, self._record, described, top1)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices(f"manifest of {position.folder}")
+            write_manifest(target, position, self._record, described, top1)
             self._load(target, position, state)
         except Damaged as problem:
-            if first:
-                shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
             raise UserError(
                 f"the checkpoint {target} was written but cannot be read back ({problem}). "
                 "Check the disk, or give another --workdir; earlier checkpoints stay."
@@ -116,8 +132,7 @@ class Checkpoints:
                 f"cannot write the checkpoint {target}: {_reason(error)}. "
                 "Make room (or mend the permissions) and start again; the run goes on from its last checkpoint."
             ) from None
-        if first:
-            self._prune()
+        self._prune()
 
     def _make_room(self, position: Position) -> None:
         """Renames what is in the place of a new checkpoint, and what ``restore`` found damaged."""
@@ -290,6 +305,24 @@ def _flatten(tree) -> dict:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf.size}
 
 
+def _whole(leaf: Any) -> np.ndarray:
+    """A leaf on the host, also if its parts are on the devices of several processes; called by all of them."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(jax.device_get(leaf))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax's writer and reader. Of several processes each has its own, which waits for no other."""
+    if jax.process_count() == 1:
+        return ocp.PyTreeCheckpointer()
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
 def _describe(leaves: dict) -> dict:
     described = {}
     for name, leaf in leaves.items():
@@ -309,7 +342,7 @@ def _finite(value: np.ndarray) -> bool:
 
 def _read_arrays(folder: pathlib.Path, names) -> dict[str, Any]:
     try:
-        with _plain_path(folder) as plain, ocp.PyTreeCheckpointer() as checkpointer:
+        with _plain_path(folder) as plain, _checkpointer() as checkpointer:
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
             return checkpointer.restore(plain / "arrays", restore_args=as_numpy)
     except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file

@@ -19,11 +19,15 @@ _STAGE = re.compile(r"stage(\d+)")
 
 def stage_of(path: tuple) -> int | None:
     """The number of the stage that a leaf is below, if a key on its path is ``stage1``, ``stage2``, ...; else None."""
-    for key in path:
-        found = _STAGE.fullmatch(str(getattr(key, "key", getattr(key, "name", ""))))
-        if found:
-            return int(found[1])
-    return None
+    names = names_from_stage(path)
+    return int(names[0].removeprefix("stage")) if names else None
+
+
+def names_from_stage(path: tuple) -> tuple[str, ...]:
+    """Names on a path from ``stage1``, ``stage2``, ... on, equal in all trees of a state; empty if none is there."""
+    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    first = next((i for i, name in enumerate(names) if _STAGE.fullmatch(name)), len(names))
+    return tuple(names[first:])
 
 
 def is_procedural(path: tuple, stages: Collection[int] | None = None) -> bool:

@@ -16,6 +16,7 @@ from rmn_jax.models import RMN, Outputs
 from rmn_jax.training.cloning import stage_of
 from rmn_jax.training.cutmix import mixed_images
 from rmn_jax.training.mixup import mix, partners
+from rmn_jax.training.sharding import own_units
 
 
 class BatchSums(NamedTuple):
@@ -110,15 +111,24 @@ def _unit_sums(outputs: Outputs, model: RMN) -> dict[int, routing.UnitSums]:
     }
 
 
-def scale_units(gradients: Any, factors: Mapping[int, jax.Array]) -> Any:
-    """Multiplies the gradient of each procedure by its unit's factor, [N] by number of stage; other leaves stay."""
+def scale_units(gradients: Any, factors: Mapping[int, jax.Array], specs: Any = None) -> Any:
+    """Multiplies the gradient of each procedure by its unit's factor; other leaves stay.
 
-    def scale(path, leaf):
+    Args:
+      gradients: of the parameters.
+      factors: [N] by number of stage.
+      specs: of the parameters, if they are split (see ``rmn_jax.training.sharding``).
+    """
+
+    def scale(path, leaf, spec=None):
         stage = stage_of(path)
         factor = None if stage is None else factors.get(stage)
+        if factor is not None and spec is not None:
+            factor = own_units(factor, spec)
         return leaf if factor is None else leaf * factor.reshape(-1, *(1,) * (leaf.ndim - 1))
 
-    return jax.tree_util.tree_map_with_path(scale, gradients)
+    trees = (gradients,) if specs is None else (gradients, specs)
+    return jax.tree_util.tree_map_with_path(scale, *trees)
 
 
 def split_microbatches(rows: Any, count: int, group: int = 1) -> Any:

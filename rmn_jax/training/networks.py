@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from rmn_jax import data
@@ -13,6 +14,7 @@ from rmn_jax.models import RMN, build_model, initialise
 from rmn_jax.training import step as steps
 from rmn_jax.training.ema import start_ema
 from rmn_jax.training.optimizer import make_optimizer
+from rmn_jax.training.sharding import describe_split, unit_specs
 from rmn_jax.training.state import Metrics, TrainState
 
 
@@ -78,6 +80,7 @@ class Networks:
                 mixing=self._mixing,
                 cutmix=config.cutmix,
                 repeats=config.data.repeats,
+                specs=self.specs(routed),
             )
         return self._train_steps[routed]
 
@@ -85,7 +88,7 @@ class Networks:
         """The jitted evaluation of one batch, see ``rmn_jax.training.step.make_eval_step``."""
         if (routed, confusion) not in self._eval_steps:
             self._eval_steps[routed, confusion] = steps.make_eval_step(
-                self.model(routed), self._preprocess.evaluate, self._mesh, confusion
+                self.model(routed), self._preprocess.evaluate, self._mesh, confusion, self.specs(routed)
             )
         return self._eval_steps[routed, confusion]
 
@@ -95,8 +98,28 @@ class Networks:
         if key not in self._extract_steps:
             augment = self._preprocess.train if augmented else None
             model, evaluate = self.model(routed), self._preprocess.evaluate
-            self._extract_steps[key] = steps.make_extract_step(model, evaluate, self._mesh, augment)
+            self._extract_steps[key] = steps.make_extract_step(
+                model, evaluate, self._mesh, augment, self.specs(routed)
+            )
         return self._extract_steps[key]
+
+    def specs(self, routed: bool) -> TrainState | None:
+        """How the state is split over the devices (``config.shard_units``); None is a copy on every device."""
+        if not (self._config.shard_units and routed and self._mesh.size > 1):
+            return None
+        return unit_specs(self.state_shapes(routed), self.routed_stages, self._mesh.size)
+
+    def shardings(self, routed: bool) -> Any:
+        """Where a state is on the devices: a tree of ``NamedSharding``, or one of them for all leaves."""
+        return jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self.specs(routed) or P())
+
+    def split_note(self) -> str:
+        """What ``config.shard_units`` does in this run, as a line; empty if it is off."""
+        if not self._config.shard_units:
+            return ""
+        if self._config.method == "plain":
+            return "config.shard_units: the plain network has no units, so nothing is split"
+        return describe_split(self.state_shapes(routed=True), self.routed_stages, self._mesh.size)
 
     def initial_state(self, key: jax.Array, routed: bool = False) -> TrainState:
         """The state before the first step."""

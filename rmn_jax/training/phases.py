@@ -74,6 +74,9 @@ def _begin(run: Run) -> tuple[TrainState, Phase]:
         run.check_nothing_lost()
     run.claim_workdir()
     run.reporter.say(run.dataset.notes)
+    note = run.networks.split_note()
+    if note:
+        run.reporter.say(note)
     if found is None:
         state, phase = run.initial_state(), Phase.STEM
     else:
@@ -89,8 +92,9 @@ def clone_procedures(run: Run, state: TrainState) -> TrainState:
     named = "every stage" if run.config.model.routed_stages == "all" else f"stage {', '.join(map(str, stages))}"
     run.reporter.say(f"phase 2: cloning {named} into {num_units} procedures")
     target = run.networks.state_shapes(routed=True)
-    return run.place(
-        state._replace(
+
+    def cloned(state: TrainState) -> TrainState:
+        return state._replace(
             params=clone(state.params, num_units, stages),
             batch_stats=clone(state.batch_stats, num_units, stages),
             opt_state=clone(state.opt_state, num_units, stages),
@@ -99,7 +103,11 @@ def clone_procedures(run: Run, state: TrainState) -> TrainState:
             idle=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), target.idle),
             metrics=Metrics.zeros(len(target.memory), num_units),
         )
-    )
+
+    if run.networks.specs(routed=True) is None:
+        return run.place(cloned(state))
+    # Each device makes its own part: N copies may not fit on one.
+    return jax.jit(cloned, out_shardings=run.networks.shardings(routed=True))(state)
 
 
 def initialise_memories(run: Run, state: TrainState, stem: TrainState) -> TrainState:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from rmn_jax import config as configuration
@@ -155,16 +154,20 @@ class Run:
         return self.place(self.networks.initial_state(self.key, routed))
 
     def place(self, state: TrainState) -> TrainState:
-        """A copy of the state on every device."""
-        everywhere = NamedSharding(self.mesh, P())
+        """The state on the devices: a copy on each, or with ``config.shard_units`` the units split over them."""
+        shardings = self.networks.shardings(routed=bool(state.memory))
         if jax.process_count() == 1:
-            return jax.device_put(state, everywhere)
+            return jax.device_put(state, shardings)
 
-        def spread(leaf):
+        def spread(leaf, sharding):
+            if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+                return leaf
             host = np.asarray(leaf)  # a leaf that is on the devices of all processes cannot be indexed
-            return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-        return jax.tree.map(spread, state)
+        if isinstance(shardings, NamedSharding):
+            return jax.tree.map(lambda leaf: spread(leaf, shardings), state)
+        return jax.tree.map(spread, state, shardings)
 
     def restore(self, best: bool = False) -> tuple[TrainState, Position] | None:
         """The newest good checkpoint, or the best one, on the devices; None for a fresh run."""

@@ -22,9 +22,9 @@ from rmn_jax.models import RMN, Outputs
 from rmn_jax.training.ema import update_ema
 from rmn_jax.training.gradients import BatchSums, accumulate, make_microbatch_sums, scale_units, split_microbatches
 from rmn_jax.training.optimizer import apply_changes
+from rmn_jax.training.sharding import AXIS as AXIS
+from rmn_jax.training.sharding import StageGather, sum_gradients
 from rmn_jax.training.state import Metrics, TrainState
-
-AXIS = "data"
 
 
 def make_mesh(devices=None) -> Mesh:
@@ -69,6 +69,7 @@ def make_train_step(
     mixing: tuple[int, int] = (0, 1),
     cutmix: float = 0.0,
     repeats: int = 1,
+    specs: TrainState | None = None,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, jax.Array]]:
     """Makes the jitted optimizer step ``(state, batch, key) -> (state, mean loss)``; the state is donated.
 
@@ -103,10 +104,13 @@ def make_train_step(
         until step ``start``, then rises linearly to 1 over ``length`` steps.
       cutmix: alpha of the Beta distribution (see ``rmn_jax.training.cutmix``); 0 is off. As mixup otherwise.
       repeats: how often each input is in the batch (see ``rmn_jax.data.order``); each time it has other keys.
+      specs: how the state is split (``rmn_jax.training.sharding.unit_specs``); None is a copy on every device. The
+        optimizer must then be elementwise.
 
     Returns:
       A function of the state, a batch (see ``rmn_jax.data``) and the run's key.
     """
+    model = _with_gather(model, specs)
     microbatch_sums = make_microbatch_sums(model, augment, label_smoothing, mixup, balance_loss / accumulation, cutmix)
 
     def device_step(state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -132,11 +136,14 @@ def make_train_step(
             microbatches = split_microbatches(rows, accumulation, group=2 if mixup or cutmix else 1)
             zeros = BatchSums.zeros(state.params, state.memory)
             sums, batch_stats = accumulate(sums_of, state.batch_stats, microbatches, zeros)
-        gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)
+        if specs is None:
+            gradients, loss, correct = jax.lax.psum((sums.gradients, sums.loss, sums.correct), AXIS)
+        else:
+            gradients, (loss, correct) = sum_gradients(sums.gradients, (sums.loss, sums.correct), specs.params)
         memory, load, drift = _moved_memories(state.memory, sums.units, model.num_units, alpha)
         if unit_gradient == "own" and model.routed:
             factors = (size / jnp.maximum(inputs, 1.0) for inputs in load)
-            gradients = scale_units(gradients, dict(zip(sums.units, factors, strict=True)))
+            gradients = scale_units(gradients, dict(zip(sums.units, factors, strict=True)), specs and specs.params)
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = apply_changes(state.params, changes)
         metrics = Metrics(loss, correct, jnp.float32(size), load, drift)
@@ -150,11 +157,16 @@ def make_train_step(
             ema=update_ema(state.ema, params, ema, state.step),
             idle=state.idle,
         )
-        return state, jnp.where(is_finite(state), loss / size, jnp.nan)
+        finite = is_finite(state)
+        if specs is not None:  # each device has seen its own part
+            finite = jax.lax.psum(~finite, AXIS) == 0
+        return state, jnp.where(finite, loss / size, jnp.nan)
 
     # With check_vma=False (JAX does not track which values differ between devices) the transpose of psum is psum. Hence
     # each device differentiates the global loss through batch norm, and the gradients need only the one psum above.
-    sharded = jax.shard_map(device_step, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(), check_vma=False)
+    state_specs = P() if specs is None else specs._replace(metrics=cast(Any, P()))
+    in_specs, out_specs = (state_specs, P(AXIS), P()), (state_specs, P())
+    sharded = jax.shard_map(device_step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
     # The sums of the epoch stay outside: the load of a plain network is [0, N], and jaxlib 0.11 crashes if an array
     # without elements enters shard_map.
@@ -163,6 +175,15 @@ def make_train_step(
         return moved._replace(metrics=jax.tree.map(jnp.add, state.metrics, moved.metrics)), loss
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _with_gather(model: RMN, specs: TrainState | None) -> RMN:
+    """The network that gathers each stage's parameters, if the state is split."""
+    return model if specs is None else model.clone(gather=StageGather(specs.params, model.dtype))
+
+
+def _variable_specs(specs: TrainState | None) -> Any:
+    return P() if specs is None else specs.variables
 
 
 def is_finite(tree: Any) -> jax.Array:
@@ -206,7 +227,13 @@ class EvalSums(NamedTuple):
     confusion: jax.Array | None = None
 
 
-def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mesh: Mesh, confusion: bool = False):
+def make_eval_step(
+    model: RMN,
+    preprocess: Callable[[jax.Array], jax.Array],
+    mesh: Mesh,
+    confusion: bool = False,
+    specs: TrainState | None = None,
+):
     """Makes the jitted ``(variables, batch, key) -> EvalSums``; padding is not counted.
 
     ``key`` draws the condition of a plain network with conditional attention. The condition of an example depends on
@@ -217,7 +244,9 @@ def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mes
       preprocess: uint8 images [B, H, W, C] -> float32 images.
       mesh: devices along ``AXIS``.
       confusion: whether to count examples by class and predicted class.
+      specs: see ``make_train_step``.
     """
+    model = _with_gather(model, specs)
 
     def evaluate(variables: dict, batch: dict, key: jax.Array) -> tuple:
         keys = example_keys(key, batch["index"])
@@ -243,8 +272,9 @@ def make_eval_step(model: RMN, preprocess: Callable[[jax.Array], jax.Array], mes
             counts = jax.lax.psum(table.at[label, predicted].add(batch["mask"].astype(jnp.int32)), AXIS)
         return (*jax.lax.psum(sums, AXIS), None if assignment is None else assignment.T, counts)
 
+    in_specs = (_variable_specs(specs), P(AXIS), P())
     out_specs = (*(P(),) * 5, P(AXIS) if model.routed else None, P() if confusion else None)
-    sharded = jax.shard_map(evaluate, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=out_specs, check_vma=False)
+    sharded = jax.shard_map(evaluate, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
     return jax.jit(lambda *arguments: EvalSums(*sharded(*arguments)))
 
 
@@ -253,6 +283,7 @@ def make_extract_step(
     preprocess: Callable[[jax.Array], jax.Array],
     mesh: Mesh,
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    specs: TrainState | None = None,
 ):
     """Makes the jitted ``(variables, batch, key) -> (pooled, assignment)`` of evaluation: S x [B, C] and [S, B].
 
@@ -261,7 +292,9 @@ def make_extract_step(
       preprocess: as there.
       mesh: as there.
       augment: as in ``make_train_step``, in place of ``preprocess``; a key gives each image one random view.
+      specs: as there.
     """
+    model = _with_gather(model, specs)
 
     def extract(variables: dict, batch: dict, key: jax.Array):
         keys = example_keys(key, batch["index"])
@@ -269,7 +302,5 @@ def make_extract_step(
         outputs = cast(Outputs, model.apply(variables, images, keys=keys))
         return outputs.pooled, outputs.assignment
 
-    out_specs = (P(AXIS), P(None, AXIS))
-    return jax.jit(
-        jax.shard_map(extract, mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=out_specs, check_vma=False)
-    )
+    in_specs, out_specs = (_variable_specs(specs), P(AXIS), P()), (P(AXIS), P(None, AXIS))
+    return jax.jit(jax.shard_map(extract, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
