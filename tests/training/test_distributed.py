@@ -1,4 +1,4 @@
-"""Two processes with one device each train as one process with two. A signal to one of them stops and saves both."""
+"""Two processes with two devices each train as one process with four. A signal to one of them stops and saves both."""
 
 import json
 import os
@@ -14,6 +14,20 @@ from rmn_jax.training.state import Phase
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SETTINGS = ("epochs=16", "stem_epochs=1", "model.width=4", "checkpoint.every_epochs=16", "eval_every_epochs=4")
+
+# Only the first process needs write access. Python imports ``sitecustomize`` first; this one takes the access away.
+NO_WRITING = """
+import os, sys
+
+def refuse(event, arguments, folder=os.environ["READ_ONLY"]):
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    writes = writes or event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    writes = writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink")
+    if writes and any(str(path).startswith(folder) for path in arguments[:2]):
+        raise PermissionError(13, "Permission denied", str(arguments[0]))
+
+sys.addaudithook(refuse)
+"""
 
 
 def start(workdir, devices, *more, **variables):
@@ -34,10 +48,37 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start_both(workdir):
-    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    words = ("--distributed", "--config.checkpoint.every_minutes=1e-6", "--config.checkpoint.keep=99")
-    return [start(workdir, 1, *words, **shared, JAX_PROCESS_ID=str(i)) for i in range(2)]
+def as_slurm(process, port):
+    """What ``srun`` sets for each task; JAX finds the others by it, on a port that it derives from the job's number."""
+    return {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+    }
+
+
+def as_variables(process, port):
+    """What a JobSet or any other launcher sets."""
+    return {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(process),
+    }
+
+
+def start_both(workdir, launcher, *more):
+    hook = workdir.parent / "hook"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text(NO_WRITING)
+    path = os.pathsep.join(filter(None, (str(hook), str(ROOT), os.environ.get("PYTHONPATH"))))
+    port = free_port()
+    more = ("--distributed", "--config.checkpoint.every_minutes=1e-6", "--config.checkpoint.keep=99", *more)
+    return [
+        start(workdir, 2, *more, **launcher(0, port)),
+        start(workdir, 2, *more, **launcher(1, port), PYTHONPATH=path, READ_ONLY=str(workdir)),
+    ]
 
 
 def child_of(process):
@@ -50,22 +91,23 @@ def lines_of(workdir):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_two_processes_train_as_two_devices_and_stop_together(tmp_path):
-    alone = start(tmp_path / "alone", 2)
+def test_two_processes_train_as_four_devices_and_stop_together(tmp_path):
+    alone = start(tmp_path / "alone", 4)
     errors = alone.communicate(timeout=300)[1]
     assert alone.returncode == 0, errors
 
-    both = start_both(tmp_path / "both")
+    both = start_both(tmp_path / "both", as_slurm, "--config.shard_units=True")
     until = time.monotonic() + 300
     while len(lines_of(tmp_path / "both")) < 3 and time.monotonic() < until and both[1].poll() is None:
         time.sleep(0.1)
     both[1].send_signal(signal.SIGTERM)
     errors = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [75, 75], errors
+    assert "config.shard_units: each of 4 devices holds" in errors[0]
     stops = [text.strip().splitlines()[-1] for text in errors]
     assert stops[0] == stops[1] and "stopped after step" in stops[0]
 
-    again = start_both(tmp_path / "both")
+    again = start_both(tmp_path / "both", as_variables)  # what was saved split goes on whole
     until = time.monotonic() + 300
     while len(lines_of(tmp_path / "both")) < 5 and time.monotonic() < until and again[1].poll() is None:
         time.sleep(0.1)
@@ -76,7 +118,7 @@ def test_two_processes_train_as_two_devices_and_stop_together(tmp_path):
     assert "the training process was killed" in errors[1].strip().splitlines()[-1]
     assert "Check failure" not in errors[0] and "Traceback" not in errors[0]
 
-    again = start_both(tmp_path / "both")
+    again = start_both(tmp_path / "both", as_slurm, "--config.shard_units=True")
     errors = [process.communicate(timeout=300)[1] for process in again]
     assert [process.returncode for process in again] == [0, 0], errors
     expected, found = lines_of(tmp_path / "alone"), lines_of(tmp_path / "both")
