@@ -1,11 +1,13 @@
 """Benchmark of the input pipelines: time for a batch to arrive, and time of the step that consumes it."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 
 import jax
 
+from rmn_jax.data.decode import available_cores
 from rmn_jax.data.loading import load
 from rmn_jax.data.specs import Batch, Dataset
 
@@ -25,7 +27,9 @@ def bench_input(
 
     Prints one JSON line for each measurement: ``{"path", "images_per_second", ...}``. ``path`` is ``device``,
     ``stream`` (with ``workers`` as in the config) or ``step``. If ``step`` is given, the line of ``device`` also has
-    ``share_of_step``: the time for a batch to arrive divided by the time of a step.
+    ``share_of_step``: the time for a batch to arrive divided by the time of a step. The line of ``stream`` has
+    ``images_per_second_per_core``, and with ``step`` also ``cores_to_feed_step``: how many cores, each decoding that
+    many images, deliver as many as the step consumes.
 
     Args:
       config_data: ``config.data``.
@@ -56,9 +60,22 @@ def bench_input(
                 lines.append({"path": "step", **_rate(step_seconds, batch_size)})
         finally:
             dataset.close()
+    _add_cores(lines)
     for line in lines:
         print(json.dumps(line), flush=True)
     return lines
+
+
+def _add_cores(lines: list[dict]) -> None:
+    """Adds to the line of ``stream`` what a core decodes, and how many of them the step needs."""
+    stream = next(line for line in lines if line["path"] == "stream")
+    # Workers decode, or without them the main process; more workers than cores share the cores.
+    cores = min(max(1, stream["workers"]), available_cores())
+    stream["images_per_second_per_core"] = round(stream["images_per_second"] / cores, 1)
+    for line in lines:
+        if line["path"] == "step":
+            per_core = max(stream["images_per_second_per_core"], 0.1)
+            stream["cores_to_feed_step"] = math.ceil(line["images_per_second"] / per_core)
 
 
 def _rate(batch_seconds: float, batch_size: int) -> dict:

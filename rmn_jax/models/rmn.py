@@ -64,7 +64,7 @@ class Outputs(NamedTuple):
     auxiliary_loss: jax.Array
 
 
-def _gathered(gather: Callable[[str, Any], Any], name: str, variables: dict[str, Any]) -> dict[str, Any]:
+def _gathered(gather: Any, name: str, variables: dict[str, Any]) -> dict[str, Any]:
     return {"params": gather(name, variables["params"])} if "params" in variables else variables
 
 
@@ -94,8 +94,8 @@ class RMN(nn.Module):
       metric: of features and memories, see ``rmn_jax.routing.squared_distances``.
       folded: for inference. Convolutions and norms read the collection ``folded``, see ``RoutedConv``.
       statistics: of the batch norms of routed stages in training, see ``rmn_jax.ops.batch_moments``.
-      gather: for split parameters: (``stage1``, .., parameters of that stage on this device) -> the whole parameters.
-        It is called where the stage begins; see ``rmn_jax.training.sharding``.
+      gather: for split parameters, a ``rmn_jax.training.sharding.StageGather``: called where a stage begins, with its
+        name and this device's parts of its parameters, it returns the whole parameters.
     """
 
     backbone: Backbone
@@ -110,7 +110,7 @@ class RMN(nn.Module):
     folded: bool = False
     routed_stages: tuple[int, ...] | None = None
     statistics: str = "unit"
-    gather: Callable[[str, Any], Any] | None = None
+    gather: Any = None
 
     @property
     def stages_with_units(self) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ class RMN(nn.Module):
             x, layout = to_layout(x, layout, target), target
             row_keys = None if keys is None else take_rows(keys, layout)
             layers = self._layers(train, row_keys, layout, own_share)
-            x = self._stage_call(i + 1)(make_stage(layers=layers, name=f"stage{i + 1}"), x)  # eq. 5
+            x = self._stage_call(i + 1, x)(make_stage(layers=layers, name=f"stage{i + 1}"), x)  # eq. 5
             if gain is not None:
                 x = scaled(x, to_layout(gain[:, None, None, None], None, layout))
             if self.attention != "none":  # eqs. 6-8
@@ -207,18 +207,19 @@ class RMN(nn.Module):
         if assignment is not None:
             chex.assert_shape(assignment, (len(self.backbone.stages), images.shape[0]))
 
-    def _stage_call(self, number: int) -> Callable[[nn.Module, jax.Array], jax.Array]:
-        """Calls a stage with its input. With ``gather`` a routed stage's parameters are whole only while it runs."""
+    def _stage_call(self, number: int, x: jax.Array) -> Callable[[nn.Module, jax.Array], jax.Array]:
+        """Calls a stage with its input x. With ``gather`` a routed stage's parameters are whole only while it runs."""
 
         def run(stage: Any, x: jax.Array) -> jax.Array:
             return stage(x)
 
         if self.gather is None or number not in self.stages_with_memories:
             return run
-        run = nn.map_variables(run, "params", functools.partial(_gathered, self.gather, f"stage{number}"))
-        # The last stage is the first of the backward pass, which uses its whole parameters at once. The parameters of
-        # the others are gathered again there, rather than kept.
-        return run if number == len(self.backbone.stages) else nn.remat(run, policy=_keep_all_but_gathered)
+        name = f"stage{number}"
+        run = nn.map_variables(run, "params", functools.partial(_gathered, self.gather, name))
+        # The last stage is the first of the backward pass, which uses its whole parameters at once.
+        kept = number == len(self.backbone.stages) or not self.gather.again(self.variables["params"][name], x)
+        return run if kept else nn.remat(run, policy=_keep_all_but_gathered)
 
     def _memory(self, stage: int, channels: int) -> jax.Array:
         shape = (self.num_units, channels)

@@ -103,11 +103,16 @@ def _axis_of(spec: P) -> int | None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(part: jax.Array, axis: int, dtype) -> jax.Array:
     """A whole leaf in ``dtype``, from the devices' parts of it. Its gradient is summed in the part's own dtype."""
+    return _all_gather(part, axis, dtype)
+
+
+def _all_gather(part, axis, dtype):
     return jax.lax.all_gather(part.astype(dtype), AXIS, axis=axis, tiled=True)
 
 
 def _gather_forward(part, axis, dtype):
-    return _gather(part, axis, dtype), jnp.zeros((0,), part.dtype)
+    # Not ``_gather``: the policy of ``jax.checkpoint`` must see the ``all_gather``.
+    return _all_gather(part, axis, dtype), jnp.zeros((0,), part.dtype)
 
 
 def _gather_backward(axis, dtype, like, gradient):
@@ -127,6 +132,20 @@ class StageGather:
 
     def __init__(self, specs: Mapping[str, Any], dtype: Any):
         self._specs, self._dtype = specs, dtype
+
+    def again(self, parts: Any, x: jax.Array) -> bool:
+        """Whether the backward pass gathers a stage's parameters again, rather than keeps the whole ones till then.
+
+        For the second gather ``jax.checkpoint`` separates the two passes. The compiler then stores feature maps that it
+        would otherwise compute anew: about one for each layer. So it pays where the parameters are larger than these.
+
+        Args:
+          parts: of the stage's parameters, on this device.
+          x: input of the stage.
+        """
+        leaves = jax.tree.leaves(parts)
+        layers = sum(leaf.ndim > 2 for leaf in leaves)
+        return sum(leaf.size for leaf in leaves) * jax.lax.axis_size(AXIS) > layers * x.size
 
     def __call__(self, stage: str, params: Any) -> Any:
         """The whole leaves of ``stage``, from this device's parts."""

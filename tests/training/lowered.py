@@ -1,35 +1,10 @@
-"""Reads lowered programs: their sums over devices, and the operations of their matrix products and convolutions."""
+"""Reads traced programs: their equations, and the operations of their matrix products and convolutions."""
 
 import math
-import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax.extend import core
-
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-
-
-class Collective(NamedTuple):
-    """A collective of an optimized program: its ``kind``, the ``bytes`` of each operand, the ``name`` of its source."""
-
-    kind: str
-    bytes: tuple[int, ...]
-    name: str
-
-
-def collectives(text: str) -> list[Collective]:
-    """The collectives of an optimized HLO program, synchronous or not, in program order."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(rf"= (.+?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
-        if match:
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-            sizes = tuple(BYTES[kind] * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in shapes)
-            name = re.search(r'op_name="([^"]*)"', line)
-            found.append(Collective(match[2], sizes, name[1] if name else ""))
-    return found
 
 
 def equations(jaxpr, name: str) -> Iterator[Any]:

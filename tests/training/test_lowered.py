@@ -11,15 +11,18 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
-from lowered import bounded, collectives, equations, executed
+from jax.sharding import PartitionSpec as P
+from lowered import bounded, equations, executed
 
+from benchmarks.counted import collectives, sent, state_shapes
 from benchmarks.traffic import data_parallel_reductions, describe
 from rmn_jax.bench.measure import load_assignment
-from rmn_jax.models import RMN
+from rmn_jax.models import RMN, create_backbone
 from rmn_jax.models.resnet import BasicBlock, resnet
 from rmn_jax.ops import routed_conv
 from rmn_jax.ops.window import convolve
 from rmn_jax.routing.layout import sort_by_unit
+from rmn_jax.training.sharding import bytes_per_device, unit_specs
 from rmn_jax.training.state import Metrics, TrainState
 from rmn_jax.training.step import AXIS, make_mesh, make_train_step
 
@@ -31,7 +34,7 @@ def network(routed, width=4, backend="auto"):
     return RMN(backbone, UNITS, routed=routed, axis_name=AXIS, backend=backend)
 
 
-def trace_step(routed, batch, width=4, devices=8, backend="auto"):
+def trace_step(routed, batch, width=4, devices=8, backend="auto", shard=False):
     """The traced step of a small network, from shapes alone."""
     model, optimizer = network(routed, width, backend), optax.sgd(0.1, momentum=0.9)
     image, shape = jnp.zeros((1, SIZE, SIZE, 3)), jax.ShapeDtypeStruct
@@ -51,7 +54,9 @@ def trace_step(routed, batch, width=4, devices=8, backend="auto"):
         "mask": shape((batch,), jnp.bool_),
     }
     mesh = make_mesh(jax.devices()[:devices])
-    step = make_train_step(model, optimizer, lambda keys, x: x.astype(jnp.float32) / 64 - 2, mesh, alpha=0.9)
+    specs = unit_specs(state, model.stages_with_memories, devices) if shard else None
+    prepare = lambda keys, x: x.astype(jnp.float32) / 64 - 2  # noqa: E731
+    step = make_train_step(model, optimizer, prepare, mesh, alpha=0.9, specs=specs)
     return step.trace(state, rows, jax.eval_shape(jax.random.key, 0))
 
 
@@ -106,6 +111,43 @@ def test_the_compiled_step_waits_for_no_more_sums(compiled):
     # a block's first norm and of its shortcut's norm. It joins gradients and memories to sums that it waits for anyway.
     assert {collective.kind for collective in compiled} == {"all-reduce"}
     assert len(compiled) <= 2 * NORMS + 2
+
+
+def test_split_units_send_the_same_bytes(compiled):
+    # One row a device: a stage has more parameters than features, so the first one is gathered again for its gradients.
+    step = trace_step(True, 8, shard=True)
+    split = collectives(step.lower().compile().as_text())
+    bytes_of = lambda kind: sum(sum(each.bytes) for each in split if each.kind == kind)  # noqa: E731
+    network_shapes = jax.eval_shape(network(True).init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    stages = [network_shapes[f"stage{i}"] for i in (1, 2)]
+    first, both = (4 * sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (stages[0], stages))
+    # As above, two biases have the same gradient: 8 channels of a unit on each device.
+    assert bytes_of("reduce-scatter") == both / 8 - 4 * 8
+    assert both <= bytes_of("all-gather") <= both + first  # XLA:CPU may join the two
+    # The gradients of routed leaves are gone from the sums: an all-reduce is a reduce-scatter and an all-gather.
+    again = (bytes_of("all-gather") - both) * 7 / 8
+    assert sent(split, 8) - again == pytest.approx(sent(compiled, 8), rel=0.01)
+    assert kernel_gathers(step) == 2 + 3 + 2  # stage 1, stage 2 with its shortcut, and stage 1 again
+    assert kernel_gathers(trace_step(True, 64, shard=True)) == 2 + 3  # 8 rows a device: fewer parameters than features
+
+
+def kernel_gathers(step):
+    """How many kernels [N, kh, kw, C, O] a traced step gathers."""
+    return sum(equation.outvars[0].aval.ndim == 5 for equation in equations(step.jaxpr.jaxpr, "all_gather"))
+
+
+@pytest.mark.parametrize("units", [8, 64])
+def test_split_units_keep_an_eighth_of_the_state_of_resnet18(units):
+    model = RMN(create_backbone("resnet18", 200, 64), num_units=units, axis_name=AXIS)
+    state = state_shapes(model, optax.sgd(0.1, momentum=0.9), 64)
+    whole, split = (
+        bytes_per_device(state, specs, 8)
+        for specs in (jax.tree.map(lambda _: P(), state), unit_specs(state, (1, 2, 3, 4), 8))
+    )
+    # 11.17M parameters in the stages (the paper's 89.4M with N = 8, without 0.11M in stem and head), with momentum.
+    routed = 2 * 4 * units * 11.165e6
+    assert whole - split == pytest.approx(routed * 7 / 8, rel=2e-3)
+    assert split / whole < (0.13 if units == 8 else 0.126)
 
 
 def product_operations(monkeypatch, routed, backend="auto"):
