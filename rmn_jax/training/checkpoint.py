@@ -79,9 +79,9 @@ class Checkpoints:
     def save(self, state: TrainState, position: Position, top1: float | None = None) -> None:
         """Saves a checkpoint and reads it back, then removes the oldest good ones beyond ``keep``, but not the best.
 
-        Of several processes only the first writes, also the parts of leaves that are split over all of them. ``top1`` is
-        the held-out accuracy of the state, None if it was not evaluated. Checkpoints that ``restore`` skipped are renamed
-        first: they do not count as good and are never removed.
+        Of several processes only the first writes, also the parts of leaves that are split over all of them. ``top1``
+        is the held-out accuracy of the state, None if it was not evaluated. Checkpoints that ``restore`` skipped are
+        renamed first: they do not count as good and are never removed.
 
         Raises:
           UserError: a value is not finite, the disk is full or the folder cannot be written, or what was written cannot

@@ -98,9 +98,7 @@ class Networks:
         if key not in self._extract_steps:
             augment = self._preprocess.train if augmented else None
             model, evaluate = self.model(routed), self._preprocess.evaluate
-            self._extract_steps[key] = steps.make_extract_step(
-                model, evaluate, self._mesh, augment, self.specs(routed)
-            )
+            self._extract_steps[key] = steps.make_extract_step(model, evaluate, self._mesh, augment, self.specs(routed))
         return self._extract_steps[key]
 
     def specs(self, routed: bool) -> TrainState | None:
