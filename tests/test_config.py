@@ -44,6 +44,11 @@ REFUSED = {
     "a factor of NaN": ({"learning_rate": {"head_factor": float("nan")}}, "config.learning_rate.head_factor is nan"),
     "an infinite balance loss": ({"balance_loss": float("inf")}, "config.balance_loss is inf"),
     "a balance loss of NaN": ({"balance_loss": float("nan")}, "config.balance_loss is nan"),
+    "split units and clipping": (
+        {"shard_units": True, "optimizer": {"clip_norm": 1.0}},
+        "config.optimizer.clip_norm is 1",
+    ),
+    "split units and lamb": ({"shard_units": True, "optimizer": {"name": "lamb"}}, "config.optimizer.name is 'lamb'"),
     "uneven pairs": ({"accumulation": 128, "mixup": 0.2}, "pairs of mixup; use a multiple of 2048"),
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,3 +84,15 @@ def filled(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
     return os.path.expanduser(text)
+
+
+def warn(line: str) -> None:
+    """Prints a line on stderr."""
+    print(line, file=sys.stderr)
+
+
+def table_console(width: int):
+    """A console as wide as the terminal, or of ``width`` columns where stdout is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if Console().is_terminal else width)

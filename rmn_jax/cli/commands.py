@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmn_jax.cli import bench, exchange, plot, processes, use
-from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive
+from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive, table_console, warn
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
 
@@ -44,6 +44,8 @@ def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     if arguments.workdir is None and not arguments.dry_run:
         raise UserError("the following arguments are required: --workdir (see rmn train --help)")
     config = _training_config(arguments.config, arguments.workdir, overrides)
+    if arguments.dry_run and arguments.distributed:
+        raise UserError("a dry run is of one process; leave --distributed out.")
     if arguments.distributed:
         processes.join(arguments.join_timeout, arguments.heartbeat_timeout)
     profile = arguments.profile
@@ -55,12 +57,14 @@ def train(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
         from rmn_jax.cli.dry_run import dry_run
 
         return dry_run(config, arguments.workdir, profile)
+    import jax
+
     from rmn_jax.training.phases import run_training
     from rmn_jax.training.run import Run
     from rmn_jax.training.trace import Trace
 
     run = Run(config, arguments.workdir)
-    if profile is not None:
+    if profile is not None and jax.process_index() == 0:  # only the first process writes
         run.trace = Trace(pathlib.Path(profile), run.reporter.say)
     return run_training(run)
 
@@ -120,14 +124,11 @@ def evaluate(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _evaluate_folder(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """Accuracy on a folder, also by class, and the confusion matrix."""
-    import sys
-
     from rmn_jax.inference.evaluate import evaluate_folder
     from rmn_jax.inference.predict import load_trained, make_predictor
 
     if overrides:
         raise UserError(f"{overrides[0].split('=')[0]} cannot be set with --data PATH, which names the images.")
-    warn = lambda line: print(line, file=sys.stderr)  # noqa: E731
     predictor = make_predictor(load_trained(arguments.workdir, warn, arguments.best))
     found = evaluate_folder(predictor, arguments.data, arguments.split)
     folder = arguments.out or pathlib.Path(arguments.workdir) / "figures"
@@ -149,8 +150,6 @@ def _by_class(counts, class_names: Sequence[str], folder: str | os.PathLike) -> 
 
 def _open_run(workdir: str, overrides: Sequence[str], best: bool):
     """``open_run`` with other data keys, for data that was moved or another split of it."""
-    import pathlib
-
     from rmn_jax import config as configuration
     from rmn_jax.training.run import open_run
     from rmn_jax.training.run_folder import CONFIG_FILE
@@ -203,8 +202,6 @@ def table(arguments: Namespace, overrides: Sequence[str]) -> None:
     """``rmn table``: parameters and multiply-adds of all networks beside the paper's."""
     import json
 
-    from rich.console import Console
-
     from rmn_jax.analysis import table as tables
 
     rows = tables.rows(arguments.routed_stages)
@@ -215,7 +212,7 @@ def table(arguments: Namespace, overrides: Sequence[str]) -> None:
         print(tables.to_markdown(rows), end="")
     else:
         pages, notes = tables.to_terminal(rows)
-        console = Console(width=None if Console().is_terminal else 120)
+        console = table_console(120)
         for page in pages:
             console.print(page)
         for note in notes:

@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from rmn_jax import config as configuration
 from rmn_jax import data
 from rmn_jax.analysis.counts import count_parameters, trace_shapes
+from rmn_jax.cli.arguments import table_console
 from rmn_jax.data.placement import Placement
 from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.errors import UserError
 from rmn_jax.training import step as steps
 from rmn_jax.training.run import Run
-from rmn_jax.training.run_folder import read_info, run_path
+from rmn_jax.training.run_folder import CONFIG_FILE, read_info, run_path
 from rmn_jax.training.state import Phase, TrainState
+from rmn_jax.training.tensorboard import check_installed
 from rmn_jax.training.trace import Trace
 
 _MOST_STEPS, _MOST_SECONDS = 10, 20.0
@@ -111,7 +112,10 @@ def dry_run(config: ConfigDict, workdir: str | None, profile: str | None = None)
         found.append(_measure(run, Phase.STEM, trace))
     if routed:
         found.append(_measure(run, Phase.ROUTED, trace))
-    Console(width=None if Console().is_terminal else 120).print(_table(run, found))
+    table_console(120).print(_table(run, found))
+    note = run.networks.split_note()
+    if note:
+        run.reporter.say(note)
     return {
         "devices": run.mesh.size,
         "device": run.mesh.devices.flat[0].device_kind,
@@ -125,11 +129,13 @@ def dry_run(config: ConfigDict, workdir: str | None, profile: str | None = None)
 def _open(config: ConfigDict, workdir: str | None) -> Run:
     """The run on random images. Nothing of the real ones is decoded."""
     mesh = steps.make_mesh()
-    configuration.validate(config, mesh.size)
     if workdir is None:
         folder = pathlib.Path(tempfile.gettempdir()) / f"rmn_dry_run_{os.getpid()}"  # is never created
     else:
         folder = run_path(workdir)
+    configuration.validate(config, mesh.size, stored=(folder / CONFIG_FILE).exists())
+    if config.tensorboard:
+        check_installed()
     info = read_info(folder)
     if info is None or not info.fingerprint:
         described = config.data.copy_and_resolve_references()

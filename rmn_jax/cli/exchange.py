@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive
+from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive, warn
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
 
@@ -85,6 +85,8 @@ def _num_units(arguments: Namespace, overrides: Sequence[str], config) -> int | 
     asked = {word.removeprefix("--config.").partition("=")[0]: word.partition("=")[2] for word in overrides}
     routed = "model.num_units" in asked if "method" not in asked else asked["method"] == "rmn"
     if not routed:
+        if asked.get("method") == "plain" and arguments.num_units is not None:
+            raise UserError("--num_units makes an RMN, but config.method is plain; give one of them.")
         return arguments.num_units
     if arguments.num_units not in (None, config.model.num_units):
         raise UserError(
@@ -116,11 +118,9 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 def export(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn export``: the newest good checkpoint of a run, or the best one, as one file."""
-    import sys
-
     from rmn_jax.inference.trained import load_trained
 
-    trained = load_trained(arguments.workdir, lambda line: print(line, file=sys.stderr), arguments.best)
+    trained = load_trained(arguments.workdir, warn, arguments.best)
     if arguments.format == "jax":
         from rmn_jax.inference.export import export_run
 

@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         line = as_line(error)
-        if line is None and isinstance(error, RuntimeError) and processes.signs_of_loss(str(error)):
+        lost = processes.FLAG in argv and isinstance(error, RuntimeError) and processes.signs_of_loss(str(error))
+        if line is None and lost:
             line = processes.LOST
         if line is None:
             _say(traceback.format_exc().rstrip())

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli.arguments import Command, filled
+from rmn_jax.cli.arguments import Command, filled, table_console
 
 
 def _plot_arguments(parser: ArgumentParser) -> None:
@@ -14,15 +14,13 @@ def _plot_arguments(parser: ArgumentParser) -> None:
 
 def plot(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     """``rmn plot``: the curves of runs in one figure, and a table of where they stand."""
-    from rich.console import Console
-
     from rmn_jax.analysis import curves
     from rmn_jax.analysis.curves_figure import draw
     from rmn_jax.files import save_figure
 
     runs = curves.read_curves(arguments.runs)
     path = save_figure(draw(runs), arguments.out, "curves.png")
-    Console(width=None if Console().is_terminal else 200).print(curves.to_table(runs))
+    table_console(200).print(curves.to_table(runs))
     return {"figure": str(path)}
 
 

@@ -44,7 +44,11 @@ def run_in_child() -> None:
     """
     if FLAG not in sys.argv or not hasattr(os, "fork"):
         return
-    messages = tempfile.TemporaryFile()  # what C++ prints
+    try:
+        messages = tempfile.TemporaryFile()  # what C++ prints
+    except OSError as error:
+        print(f"rmn: no temporary file can be written ({error.strerror}); make room, or set TMPDIR.", file=sys.stderr)
+        sys.exit(2)
     watched, held = os.pipe()  # the child reads the end of the parent from it
     child = os.fork()
     if child:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rmn_jax.cli.arguments import Command, add_best, filled, positive
+from rmn_jax.cli.arguments import Command, add_best, filled, positive, warn
 from rmn_jax.errors import UserError
 
 
@@ -34,7 +34,6 @@ def predict(arguments: Namespace, overrides: Sequence[str]) -> None:
     if arguments.model is not None:
         predictor = make_predictor(load_exported(arguments.model))
     else:
-        warn = lambda line: print(line, file=sys.stderr)  # noqa: E731
         predictor = make_predictor(load_trained(arguments.workdir, warn, arguments.best))
     unreadable = _Unreadable()
     words = [arguments.images, *([_listed(arguments.list)] if arguments.list else [])]

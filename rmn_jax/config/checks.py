@@ -65,6 +65,13 @@ def validate(config: ConfigDict, device_count: int, *, stored: bool = False) -> 
             f"use a multiple of {device_count}.",
         )
     _check_microbatches_and_targets(config, device_count)
+    if config.shard_units and device_count > 1 and config.method == "rmn":
+        whole = "optimizer.clip_norm" if config.optimizer.clip_norm else "optimizer.name"
+        check(
+            not config.optimizer.clip_norm and config.optimizer.name != "lamb",
+            f"config.{whole} is {flatten(config)[whole]!r}, which needs the norm of whole gradients, but "
+            "config.shard_units splits them; leave one of the two out.",
+        )
     check(config.revive_after >= 0, f"config.revive_after is {config.revive_after}; it must be 0 (off) or more.")
     check(
         not config.revive_after or config.model.router == "memory",

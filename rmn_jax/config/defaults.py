@@ -52,7 +52,7 @@ def default_config(variant: str = "rmn_no_ca") -> ConfigDict:
     config.model = ConfigDict()
     config.model.backbone = "resnet18"
     config.model.module = ""  # imported first: your own module that registers a backbone or a router
-    config.model.width = 0  # ResNets: channels of the first stage; 0: as published
+    config.model.width = 0  # ResNets and ConvNeXt: channels of the first stage; 0: as published
     config.model.num_units = 8  # N
     config.model.routed_stages = "all"  # or "last", "last2" .., or numbers from 1: "3,4"; the others keep one copy
     # of batch norm in routed stages: "unit" (a unit's own), "batch" or "mixed" (docs/interpretations.md)

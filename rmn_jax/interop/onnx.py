@@ -55,9 +55,9 @@ def export_onnx(trained: Trained, out: str | pathlib.Path) -> int:
         content = proto.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; not each constant that its optimizer removes
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        runtime = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         images = np.random.default_rng(0).integers(0, 256, (_TRIED, *image.shape), dtype=np.uint8)
-        found = [session.run(names, {"image": each}) for each in images]
+        found = [runtime.run(names, {"image": each}) for each in images]
     except Exception as error:  # a converter of many plug-ins, and a runtime without some operators
         first = " ".join(str(error).split())[:200]
         raise UserError(

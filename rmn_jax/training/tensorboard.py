@@ -68,7 +68,7 @@ class TensorBoard:
             self._folder.mkdir(parents=True, exist_ok=True)
             earlier = len(list(self._folder.iterdir()))  # the number makes the name a new one
             self._writer = EventsWriter(str(self._folder / "events"), filename_suffix=f".{earlier:04d}")
-            # TensorBoard's way to purge: a session hides what earlier ones have from its first step on.
+            # TensorBoard's way to purge: a new file hides what earlier files have from its first step on.
             self._writer.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
             self._writer.flush()
 
