@@ -253,7 +253,8 @@ def data_show(arguments: Namespace, overrides: Sequence[str]) -> dict[str, Any]:
     config = load_config(arguments.config, overrides)
     if not arguments.each:
         return {"figure": str(show(config.data, arguments.out, config.seed))}
-    mixup, cutmix = config.mixup or 0.4, config.cutmix or 1.0  # where they are off, usual ones
+    usual = {"mixup": 0.4, "cutmix": 1.0}  # where they are off
+    mixup, cutmix = (config[key] if config[key] > 0 else alpha for key, alpha in usual.items())
     mixings = {
         f"mixup {mixup:g}": lambda keys, images: mixed_images(keys, images, mixup, 0.0)[0],
         f"cutmix {cutmix:g}": lambda keys, images: mixed_images(keys, images, 0.0, cutmix)[0],

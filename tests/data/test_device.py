@@ -33,6 +33,19 @@ def test_a_training_batch_holds_the_examples_it_names(data_config):
     assert np.asarray(batch["mask"]).all() and len(set(index.tolist())) == 64
 
 
+def test_repeats_are_in_a_batch_with_their_labels_and_must_divide_it(data_config):
+    dataset = _load(data_config(repeats=4))
+    images, labels = digits.load_arrays()["train"]
+    batch = dataset.train_batch(3)
+    index = np.asarray(batch["index"])
+    np.testing.assert_array_equal(index, np.tile(index[:16], 4))
+    assert len(set(index.tolist())) == 16 and dataset.steps_per_epoch == 22
+    np.testing.assert_array_equal(batch["image"], images[index])
+    np.testing.assert_array_equal(batch["label"], labels[index])
+    with pytest.raises(UserError, match=r"batch_size is 64, not a multiple of config\.data\.repeats \(3\)"):
+        _load(data_config(repeats=3))
+
+
 def test_an_epoch_has_no_example_twice(data_config):
     dataset = _load(data_config())
     assert dataset.steps_per_epoch == 22  # 1437 // 64

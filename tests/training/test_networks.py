@@ -46,3 +46,13 @@ def test_the_shapes_are_those_of_the_initial_state(networks, routed):
         memories if routed else {}
     )
     assert jax.tree.structure(shapes.ema) == jax.tree.structure(shapes.params)
+
+
+def test_the_step_gets_the_augmentation_of_whole_batches(networks, monkeypatch):
+    given = {}
+    monkeypatch.setattr(steps, "make_train_step", lambda *_, **settings: given.update(settings))
+    config = default_config()
+    config.model.backbone, config.mixup, config.cutmix, config.data.repeats = "resnet8", 0.1, 0.7, 4
+    mesh = steps.make_mesh(jax.devices()[:1])
+    Networks(config, networks._info, networks._preprocess, mesh, 5).train_step(False)
+    assert (given["mixup"], given["cutmix"], given["repeats"]) == (0.1, 0.7, 4)
