@@ -1,8 +1,9 @@
 """RandAugment (Cubuk et al., 2020) and TrivialAugment (Müller and Hutter, 2021), as torchvision's on uint8 tensors.
 
 Both apply operations drawn from the same fourteen. RandAugment applies several of one magnitude; TrivialAugment (its
-"wide" space) applies one of a random magnitude. A geometric operation takes the nearest pixel (of two equally near ones
-it may take the other than torchvision); pixels from outside are black. Pure functions of (key, image), for ``jax.vmap``.
+"wide" space) applies one of a random magnitude. A geometric operation takes the nearest pixel (of two equally near
+ones it may take the other than torchvision); pixels from outside are black. Pure functions of (key, image), for
+``jax.vmap``.
 
 Axes: H W height and width.
 """
