@@ -150,6 +150,12 @@ def _check_microbatches_and_targets(config: ConfigDict, device_count: int) -> No
     for key, usual in (("mixup", 0.2), ("cutmix", 1.0)):
         if not 0 <= config[key] < math.inf:
             raise UserError(f"config.{key} is {config[key]}; it must be 0 (off) or a positive number, say {usual}.")
+    repeats = config.data.repeats
+    if repeats < 1 or config.batch_size % repeats:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, not a multiple of config.data.repeats ({repeats}), the number "
+            "of times that each image is in a batch."
+        )
     if config.accumulation < 1:
         raise UserError(f"config.accumulation is {config.accumulation}; it must be 1 or more.")
     factors = {

@@ -102,8 +102,10 @@ def bicubic_window(image: jax.Array, window: jax.Array, height: int, width: int)
 
     ``jax.image`` would also take pixels beyond the window, whose weights are negative.
     """
-    rows = _cubic_weights(image.shape[0], window[0], window[2], height)
-    columns = _cubic_weights(image.shape[1], window[1], window[3], width)
+    size = jnp.maximum(window[2:], 1.0)  # a window of a pixel or more holds the centre of one
+    start = jnp.clip(window[:2], 0.0, jnp.array(image.shape[:2]) - size)
+    rows = _cubic_weights(image.shape[0], start[0], size[0], height)
+    columns = _cubic_weights(image.shape[1], start[1], size[1], width)
     product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     return product("pw,qc,wcx->pqx", rows, columns, image.astype(jnp.float32))
 
@@ -116,7 +118,7 @@ def _cubic_weights(size: int, start: jax.Array, length: jax.Array, target: int) 
     x = jnp.abs(pixels[None] - centre[:, None]) / stretch
     near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     weights = jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
-    weights = jnp.where((pixels > start) & (pixels < start + length), weights, 0.0)
+    weights = jnp.where((pixels >= start) & (pixels < start + length), weights, 0.0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 

@@ -155,8 +155,10 @@ def convnext_tiny(num_classes: int, image_size: int, *, width: int = 96) -> Back
       width: channels of the first stage; they double from stage to stage.
 
     Raises:
-      UserError: a width below 1.
+      UserError: a width below 1, or images below 8 pixels.
     """
+    if image_size < 8:
+        raise UserError(f"convnext_tiny halves images three times: {image_size} pixels are too few, use 8 or more.")
     return convnext((3, 3, 9, 3), width, num_classes, small=image_size <= 64)._replace(names=NAMES)
 
 

@@ -64,8 +64,10 @@ class BestState:
             best = self._checkpoints.best()
             known = _NONE if best is None else score(*best)
             if jax.process_count() > 1:  # all processes must decide alike
-                known = multihost_utils.broadcast_one_to_all(np.array(known, np.float64))
-            self._known = (bool(known[0]), float(known[1]))
+                bits = np.array(known, np.float64).view(np.uint32)  # JAX would round to float32
+                shared = np.asarray(multihost_utils.broadcast_one_to_all(bits), np.uint32).view(np.float64)
+                known = (bool(shared[0]), float(shared[1]))
+            self._known = known
         return self._known
 
 

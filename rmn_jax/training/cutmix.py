@@ -59,7 +59,7 @@ def mixed_images(keys: jax.Array, images: jax.Array, mixup: float, cutmix: float
         weights = mixup_weights(keys, mixup)
         return mix(images, weights), weights
     height, width = images.shape[1:3]
-    cut_keys, choice_keys = (jax.vmap(partial(jax.random.fold_in, data=i))(keys) for i in range(2))
+    cut_keys, choice_keys = (jax.vmap(partial(jax.random.fold_in, data=i))(keys) for i in (2, 3))
     masks = jax.vmap(lambda key: sample_mask(key, cutmix, height, width))(cut_keys)
     cut, kept = jnp.where(masks[..., None], images, partners(images)), jnp.mean(masks, axis=(1, 2), dtype=jnp.float32)
     if not mixup:

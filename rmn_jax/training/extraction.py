@@ -89,7 +89,8 @@ def views_of_an_image(run: Run, variables: dict[str, Any], views: int = 16) -> l
                 0, 1
             )
         found.append(np.asarray(jax.device_get(assignment)))
-    units = np.stack(found)  # [views, S, B]
+    distinct = len(found[0][0]) // run.config.data.repeats  # copies of an image follow all images
+    units = np.stack(found)[..., :distinct]  # [views, S, B]
     return [_views(units[:, stage - 1], run.config.model.num_units) for stage in run.networks.routed_stages]
 
 

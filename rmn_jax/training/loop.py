@@ -47,8 +47,7 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         if run.config.revive_after and phase.routed:
             state, line["revived"] = _revive(run, state, last=step == run.total_steps)
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
-            with run.reporter.compiling(f"evaluation of the {name} network"):
-                result, assignment = evaluate_with_units(run, state, phase.routed)
+            result, assignment = evaluate_with_units(run, state, phase.routed)
             line |= {f"eval_{key}": value for key, value in result.items()}
             top1 = result["top1"]
             if phase.routed:
@@ -73,7 +72,7 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
         run.steps_per_epoch,
         step - epoch * run.steps_per_epoch,
     )
-    begun, first = time.perf_counter(), step
+    begun, first, start = time.perf_counter(), step, step
     pending: list[jax.Array] = []
 
     def read(waiting: int) -> None:
@@ -91,7 +90,7 @@ def _train_epoch(run: Run, state: TrainState, step: int, end: int, phase: Phase)
             pending.append(loss)
             if run.trace is not None:
                 run.trace.after_step(loss)
-            if step == first + 1 and end > step:
+            if step == start + 1 and end > step:
                 jax.block_until_ready(loss)  # the first step may compile; it is not timed
                 begun, first = time.perf_counter(), step
             read(_IN_FLIGHT)
@@ -176,7 +175,8 @@ def evaluate_with_units(
     eval_step = run.networks.eval_step(routed, confusion)
     sums, units = None, []
     for batch in run.dataset.eval_batches(split):
-        part = eval_step(state.eval_variables, batch, run.eval_key)
+        with run.reporter.compiling(f"evaluation of the {'routed' if routed else 'plain'} network"):
+            part = eval_step(state.eval_variables, batch, run.eval_key)
         if part.assignment is not None:
             units.append((part.assignment, batch["mask"]))
         part = part._replace(assignment=None)

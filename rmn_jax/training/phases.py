@@ -37,7 +37,7 @@ def run_training(run: Run) -> dict[str, Any]:
       Preempted: asked to stop; the state is saved. The same call goes on.
       UserError: see ``Run`` and ``loop.train``.
     """
-    if run.config.tensorboard:
+    if run.config.tensorboard and jax.process_index() == 0:  # only the first process writes
         check_installed()
     trace = run.trace or contextlib.nullcontext()
     with run.stop.on_signals(), run.owned(), contextlib.closing(run.reporter), trace:

@@ -1,7 +1,7 @@
 """Reviving dead units, off by default: a unit without inputs for k epochs begins again as half of the fullest one.
 
 It takes the fullest unit's parameters, moving average, batch norm statistics and momenta, and its row in the condition
-of the attention. So the two compute the same, and the network's outputs do not change. Its memory becomes the mean of
+of the attention, frozen ones too. So the two compute the same, and the network's outputs do not change. Its memory becomes the mean of
 the half of the fullest unit's inputs that are farthest from the fullest unit's memory. Most of these go to it from now
 on.
 

@@ -77,8 +77,8 @@ def make_train_step(
 
     With ``accumulation`` k the batch is computed in k microbatches, one after another, in the memory of one:
 
-    - Microbatch p is the rows p, p + k, p + 2k .. of the global batch (pairs of rows with mixup). So k decides which
-      inputs are normalised together; the number of devices does not.
+    - Microbatch p is the rows p, p + k, p + 2k .. of the global batch (of pairs of rows with mixup or CutMix). So k, and
+      not the number of devices, decides which inputs are normalised together.
     - Gradients are averaged over the whole batch. The optimizer and ``step`` advance once.
     - Batch norm uses the statistics of a microbatch over all devices (ghost batch norm). Its running statistics move k
       times in a step. The statistics of a unit are those of its inputs in the microbatch.
@@ -95,7 +95,7 @@ def make_train_step(
       label_smoothing: share of the target that is spread evenly over all classes.
       mixup: alpha of the Beta distribution (see ``rmn_jax.training.mixup``); 0 is off. With mixup an input counts as
         correct if the first prediction is the class with the larger weight.
-      accumulation: k. The global batch is a multiple of devices * k (of twice that with mixup).
+      accumulation: k. The global batch is a multiple of devices * k (of twice that with mixup or CutMix).
       ema: decay of ``state.ema`` (see ``rmn_jax.training.ema``), where the state has one.
       unit_gradient: "share" is the gradient of the batch's mean loss, in which a unit weighs by its share of the inputs
         (the paper's loss); "own" is the mean over the inputs of the unit.
