@@ -93,22 +93,22 @@ def lines_of(workdir):
 
 def test_two_processes_train_as_four_devices_and_stop_together(tmp_path):
     alone = start(tmp_path / "alone", 4)
-    errors = alone.communicate(timeout=300)[1]
+    errors = alone.communicate(timeout=900)[1]
     assert alone.returncode == 0, errors
 
     both = start_both(tmp_path / "both", as_slurm, "--config.shard_units=True")
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     while len(lines_of(tmp_path / "both")) < 3 and time.monotonic() < until and both[1].poll() is None:
         time.sleep(0.1)
     both[1].send_signal(signal.SIGTERM)
-    errors = [process.communicate(timeout=300)[1] for process in both]
+    errors = [process.communicate(timeout=900)[1] for process in both]
     assert [process.returncode for process in both] == [75, 75], errors
     assert "config.shard_units: each of 4 devices holds" in errors[0]
     stops = [text.strip().splitlines()[-1] for text in errors]
     assert stops[0] == stops[1] and "stopped after step" in stops[0]
 
     again = start_both(tmp_path / "both", as_variables)  # what was saved split goes on whole
-    until = time.monotonic() + 300
+    until = time.monotonic() + 900
     while len(lines_of(tmp_path / "both")) < 5 and time.monotonic() < until and again[1].poll() is None:
         time.sleep(0.1)
     os.kill(child_of(again[1]), signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_two_processes_train_as_four_devices_and_stop_together(tmp_path):
     assert "Check failure" not in errors[0] and "Traceback" not in errors[0]
 
     again = start_both(tmp_path / "both", as_slurm, "--config.shard_units=True")
-    errors = [process.communicate(timeout=300)[1] for process in again]
+    errors = [process.communicate(timeout=900)[1] for process in again]
     assert [process.returncode for process in again] == [0, 0], errors
     expected, found = lines_of(tmp_path / "alone"), lines_of(tmp_path / "both")
     assert [line["epoch"] for line in found] == [line["epoch"] for line in expected] == list(range(1, 17))
@@ -141,14 +141,14 @@ def test_a_process_that_does_not_come_is_one_line(tmp_path):
         address = f"127.0.0.1:{free_port()}"
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": number}
         alone = start(tmp_path / "run", 1, "--distributed", "--join_timeout=1", **variables)
-        lines = alone.communicate(timeout=300)[1].strip().splitlines()
+        lines = alone.communicate(timeout=900)[1].strip().splitlines()
         assert alone.returncode == 2 and len(lines) == 1 and "not all processes came" in lines[0]
     assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_cluster_is_one_line(tmp_path):
     alone = start(tmp_path / "run", 1, "--distributed", JAX_COORDINATOR_ADDRESS="127.0.0.1:1", JAX_NUM_PROCESSES="two")
-    lines = alone.communicate(timeout=300)[1].strip().splitlines()
+    lines = alone.communicate(timeout=900)[1].strip().splitlines()
     assert alone.returncode == 2 and len(lines) == 1
     assert "JAX_NUM_PROCESSES is 'two'" in lines[0] and "set JAX_COORDINATOR_ADDRESS" in lines[0]
     assert not (tmp_path / "run").exists()
