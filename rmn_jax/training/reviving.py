@@ -1,9 +1,9 @@
 """Reviving dead units, off by default: a unit without inputs for k epochs begins again as half of the fullest one.
 
-It takes the fullest unit's parameters, moving average, batch norm statistics and momenta, and its row in the condition
-of the attention, frozen ones too. So the two compute the same, and the network's outputs do not change. Its memory becomes the mean of
-the half of the fullest unit's inputs that are farthest from the fullest unit's memory. Most of these go to it from now
-on.
+It takes the fullest unit's parameters, moving average, batch norm statistics and momenta, and its row in the
+condition of the attention, frozen ones too. So the two compute the same, and the network's outputs do not change. Its
+memory becomes the mean of the half of the fullest unit's inputs that are farthest from the fullest unit's memory.
+Most of these go to it from now on.
 
 Everything is a function of the state, of the training images and of the configuration, so a run that was stopped goes
 on to the same bits.

@@ -77,8 +77,8 @@ def make_train_step(
 
     With ``accumulation`` k the batch is computed in k microbatches, one after another, in the memory of one:
 
-    - Microbatch p is the rows p, p + k, p + 2k .. of the global batch (of pairs of rows with mixup or CutMix). So k, and
-      not the number of devices, decides which inputs are normalised together.
+    - Microbatch p is the rows p, p + k, p + 2k .. of the global batch (of pairs of rows with mixup or CutMix). So k,
+      and not the number of devices, decides which inputs are normalised together.
     - Gradients are averaged over the whole batch. The optimizer and ``step`` advance once.
     - Batch norm uses the statistics of a microbatch over all devices (ghost batch norm). Its running statistics move k
       times in a step. The statistics of a unit are those of its inputs in the microbatch.
