@@ -14,7 +14,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.data.augmentation import inside
 from rmn_jax.training.mixup import mix, mixup_weights, partners
 
 
@@ -40,7 +39,9 @@ def sample_mask(key: jax.Array, alpha: float, height: int, width: int) -> jax.Ar
     share_key, row_key, column_key = jax.random.split(key, 3)
     share = jax.random.beta(share_key, alpha, alpha)
     row, column = jax.random.randint(row_key, (), 0, height), jax.random.randint(column_key, (), 0, width)
-    return ~inside(mixed_rectangle(share, row, column, height, width), height, width)
+    top, left, tall, wide = mixed_rectangle(share, row, column, height, width)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)
+    return (rows < top) | (rows >= top + tall) | (columns < left) | (columns >= left + wide)
 
 
 def mixed_images(keys: jax.Array, images: jax.Array, mixup: float, cutmix: float) -> tuple[jax.Array, jax.Array]:

@@ -172,3 +172,17 @@ def accumulate(
         return (jax.tree.map(jnp.add, total, sums), batch_stats), None
 
     return jax.lax.scan(add, (zeros, batch_stats), microbatches)[0]
+
+
+def apply_changes(params: Any, changes: Any) -> Any:
+    """The parameters after a step. Frozen ones keep their bits: even to add zero would flush a subnormal number.
+
+    Args:
+      params: of the network.
+      changes: from the optimizer's ``update``.
+    """
+
+    def apply(param, change):
+        return param if isinstance(change, optax.MaskedNode) else optax.apply_updates(param, change)
+
+    return jax.tree.map(apply, params, changes)

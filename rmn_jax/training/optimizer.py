@@ -50,8 +50,8 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int, routed_stages: Coll
       routed_stages: numbers of the stages whose parameters have the axis N; none in the plain network.
 
     Returns:
-      An optax transformation; ``apply_changes`` applies what its ``update`` returns. Its ``init`` raises UserError for
-      a pattern of ``config.optimizer.freeze`` that matches no parameter.
+      An optax transformation; ``rmn_jax.training.gradients.apply_changes`` applies what its ``update`` returns. Its
+      ``init`` raises UserError for a pattern of ``config.optimizer.freeze`` that matches no parameter.
     """
     settings, rate = config.optimizer, learning_rate(config, steps_per_epoch)
     mask = functools.partial(_is_kernel, stages=routed_stages) if settings.weight_decay_on == "kernels" else None
@@ -67,20 +67,6 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int, routed_stages: Coll
     return optax.partition(
         {"trained": optimizer, "frozen": optax.stateless(_no_change)}, lambda params: _labels(params, patterns)
     )
-
-
-def apply_changes(params: Any, changes: Any) -> Any:
-    """The parameters after a step. Frozen ones keep their bits: even to add zero would flush a subnormal number.
-
-    Args:
-      params: of the network.
-      changes: from the optimizer's ``update``.
-    """
-
-    def apply(param, change):
-        return param if isinstance(change, optax.MaskedNode) else optax.apply_updates(param, change)
-
-    return jax.tree.map(apply, params, changes)
 
 
 def _sgd(settings: ConfigDict, rate: optax.Schedule, mask: Mask, _) -> tuple[Rule, ...]:

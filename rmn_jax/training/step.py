@@ -20,8 +20,14 @@ from jax.sharding import PartitionSpec as P
 from rmn_jax import routing
 from rmn_jax.models import RMN, Outputs
 from rmn_jax.training.ema import update_ema
-from rmn_jax.training.gradients import BatchSums, accumulate, make_microbatch_sums, scale_units, split_microbatches
-from rmn_jax.training.optimizer import apply_changes
+from rmn_jax.training.gradients import (
+    BatchSums,
+    accumulate,
+    apply_changes,
+    make_microbatch_sums,
+    scale_units,
+    split_microbatches,
+)
 from rmn_jax.training.sharding import AXIS as AXIS
 from rmn_jax.training.sharding import StageGather, sum_gradients
 from rmn_jax.training.state import Metrics, TrainState

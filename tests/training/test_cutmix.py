@@ -50,7 +50,7 @@ def test_the_loss_weighs_each_label_by_its_pixels(devices, rng):
 
     def mask_of(index):
         row = jax.random.fold_in(jax.random.fold_in(key, index), 2)
-        return sample_mask(jax.random.fold_in(row, 0), 1.0, 6, 6)
+        return sample_mask(jax.random.fold_in(row, 2), 1.0, 6, 6)
 
     masks = np.asarray(jax.vmap(mask_of)(batch["index"]))
     images, labels, other = np.asarray(normalise(batch["image"])), batch["label"], np.arange(BATCH) ^ 1

@@ -9,7 +9,8 @@ import pytest
 from rmn_jax.config import checks, default_config
 from rmn_jax.errors import UserError
 from rmn_jax.training.cloning import clone
-from rmn_jax.training.optimizer import OPTIMIZERS, apply_changes, learning_rate, make_optimizer
+from rmn_jax.training.gradients import apply_changes
+from rmn_jax.training.optimizer import OPTIMIZERS, learning_rate, make_optimizer
 
 GRADIENTS = np.array([[0.5, -2.0], [1.0, 0.1], [-0.3, 0.02]])
 NAMES = sorted(OPTIMIZERS)
