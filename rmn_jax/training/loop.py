@@ -47,6 +47,7 @@ def train(run: Run, state: TrainState, *, phase: Phase, until: int) -> TrainStat
         if run.config.revive_after and phase.routed:
             state, line["revived"] = _revive(run, state, last=step == run.total_steps)
         if line["epoch"] % run.config.eval_every_epochs == 0 or step == run.total_steps:
+            run.reporter.compiles(f"evaluation of the {name} network")
             result, assignment = evaluate_with_units(run, state, phase.routed)
             line |= {f"eval_{key}": value for key, value in result.items()}
             top1 = result["top1"]
@@ -175,8 +176,7 @@ def evaluate_with_units(
     eval_step = run.networks.eval_step(routed, confusion)
     sums, units = None, []
     for batch in run.dataset.eval_batches(split):
-        with run.reporter.compiling(f"evaluation of the {'routed' if routed else 'plain'} network"):
-            part = eval_step(state.eval_variables, batch, run.eval_key)
+        part = eval_step(state.eval_variables, batch, run.eval_key)
         if part.assignment is not None:
             units.append((part.assignment, batch["mask"]))
         part = part._replace(assignment=None)

@@ -84,17 +84,23 @@ class Reporter:
     @contextlib.contextmanager
     def compiling(self, what: str) -> Iterator[None]:
         """Says that ``what`` is compiled when it is used for the first time, and how long that took if it was long."""
-        if what in self._compiled:
+        if not self.compiles(what):
             yield
             return
-        self._compiled.add(what)
-        self.say(f"compiling the {what}")
         begun = time.monotonic()
         yield
         seconds = time.monotonic() - begun
         if seconds >= _LONG:
             self.say(f"the {what} is compiled after {seconds:.0f} s")
         self._begun, self._first = time.monotonic(), self._done
+
+    def compiles(self, what: str) -> bool:
+        """Says that ``what`` is compiled when it is used for the first time; whether this is that time."""
+        if what in self._compiled:
+            return False
+        self._compiled.add(what)
+        self.say(f"compiling the {what}")
+        return True
 
     def end_epoch(self) -> None:
         """Closes the bar, also if the epoch ends early."""
