@@ -123,7 +123,7 @@ def test_compiled_inference_and_features_follow_the_routed_stages(plain, last_ro
     features = extract_features(model, variables, images)
     np.testing.assert_array_equal(features["assignment2"], expected.assignment[1])
     np.testing.assert_allclose(features["distances2"], expected.distances[0], rtol=1e-4)
-    assert _units(model, [-1, 2]) == [None, 2] and _units(model.clone(routed=False), [-1, 2]) == []
+    assert _units(np.array([-1, 2])) == [None, 2]
 
 
 @pytest.fixture(scope="module")
