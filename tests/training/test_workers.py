@@ -47,7 +47,7 @@ def test_a_signal_to_the_group_saves_and_no_worker_outlives_its_parent(tmp_path)
     _, errors = stopped.communicate(timeout=120)
     assert stopped.returncode == 75, errors
     assert errors.splitlines()[-1].startswith("rmn: stopped after step") and "Traceback" not in errors
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert len(list((tmp_path / "checkpoints").iterdir())) in (1, 2)  # the newest, and the best if that is another
 
     done = len(lines_of(tmp_path))
     killed = start(tmp_path)
