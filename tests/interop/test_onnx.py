@@ -86,11 +86,11 @@ def test_onnx_runtime_gives_the_logits_of_the_run(name, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["bytes"] == out.stat().st_size
     trained, images = load_trained(run), digits.load_arrays()["eval"][0][:40]
     outputs = jax.jit(trained.model.apply)(trained.variables, trained.preprocess.evaluate(images))
-    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    runtime = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     for at, image in enumerate(images):
-        logits, probabilities, units = session.run(["logits", "probabilities", "units"], {"image": image[None]})
+        logits, probabilities, units = runtime.run(["logits", "probabilities", "units"], {"image": image[None]})
         np.testing.assert_allclose(logits[0], outputs.logits[at], atol=1e-4)
         np.testing.assert_allclose(probabilities[0], jax.nn.softmax(outputs.logits[at]), atol=1e-4)
         np.testing.assert_array_equal(units[:, 0], outputs.assignment[:, at])
-    about = json.loads(session.get_modelmeta().custom_metadata_map["rmn_jax"])
+    about = json.loads(runtime.get_modelmeta().custom_metadata_map["rmn_jax"])
     assert about["class_names"] == [str(digit) for digit in range(10)]

@@ -24,7 +24,7 @@ def events(folder):
 
 
 def shown(folder):
-    """``{tag: {step: value}}`` as TensorBoard shows it: a session that starts at a step hides what is there already."""
+    """``{tag: {step: value}}`` as TensorBoard shows it: a new file hides what is there from its first step on."""
     found = {}
     for event in events(folder):
         if event.HasField("session_log"):
