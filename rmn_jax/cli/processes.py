@@ -16,6 +16,7 @@ from typing import IO, NoReturn
 from rmn_jax.errors import UserError
 
 FLAG = "--distributed"
+# As STOP_SIGNALS of rmn_jax/training/stopping.py, which imports JAX.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _ADDRESSES = "set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process"
 LOST = (
@@ -49,7 +50,7 @@ def run_in_child() -> None:
     except OSError as error:
         print(f"rmn: no temporary file can be written ({error.strerror}); make room, or set TMPDIR.", file=sys.stderr)
         sys.exit(2)
-    watched, held = os.pipe()  # the child reads the end of the parent from it
+    watched, held = os.pipe()  # end of file in it tells the child that the parent has ended
     child = os.fork()
     if child:
         os.close(watched)

@@ -1,7 +1,8 @@
-"""Trained weights as safetensors: under our names with all that a run needs to begin from them, or torchvision's.
+"""Trained weights as safetensors files, under the names of this package or of torchvision.
 
-Our files hold the variables by path, ``params/stage1/block1/conv1/kernel``, and in the header one JSON text,
-``rmn_jax``: format version, configuration and description of the data set. Nothing is unpickled.
+A file under the names of this package is enough to begin a run. It holds the variables by path, such as
+``params/stage1/block1/conv1/kernel``. Its header has one JSON text, ``rmn_jax``: format version, configuration and
+description of the data set. Nothing is unpickled.
 """
 
 import json

@@ -15,7 +15,7 @@ from rmn_jax.training.checkpoint import Checkpoints
 from rmn_jax.training.manifest import Position, score
 from rmn_jax.training.state import TrainState
 
-# Several processes agree on the clock only at every so manieth step, because they wait for each other to agree.
+# With several processes the clock is asked every 16 steps only: each time they wait for one another.
 _STEPS_BETWEEN_AGREEMENTS = 16
 _NONE = (False, -1.0)
 
@@ -95,7 +95,7 @@ class SaveTimer:
         self._last = time.monotonic()
 
     def due(self) -> bool:
-        """Whether to save now; asked after each step. Of several processes the first one decides for all."""
+        """Whether to save now; asked after each step. With several processes, process 0 decides for all."""
         if not self._seconds:
             return False
         late = time.monotonic() - self._last >= self._seconds

@@ -84,3 +84,10 @@ def test_centre_crop_by_hand(height, width, top, left):
     image = _image(6, 4)
     expected = np.asarray(image)[top : top + height, left : left + width]
     np.testing.assert_array_equal(augmentation.centre_crop(image, height, width), expected)
+
+
+@pytest.mark.parametrize("window", [(1.5, 1.5, 0.2, 0.2), (0.0, 0.0, 1.0, 1.0), (3.9, 3.9, 0.05, 0.05)])
+def test_a_bicubic_crop_below_a_pixel_is_that_of_a_pixel(window):
+    image = _image(4, 4)
+    found = np.asarray(augmentation.bicubic_window(image, jnp.array(window), 2, 2))
+    assert np.isfinite(found).all() and found.min() >= 1 and found.max() <= 48
