@@ -42,8 +42,10 @@ MODERN: dict[str, Any] = {
     "learning_rate__peak": 3e-3,
     "label_smoothing": 0.1,
     "mixup": 0.2,
+    "cutmix": 1.0,
     "ema": 0.95,  # of 150 steps; a run of 50,000 steps takes 0.9999
-    # Further augmentations go here: another "data__augment", and the keys that come with it.
+    "data__auto_augment": "randaugment",
+    "data__random_erasing": 0.25,
 }
 
 FINE_TUNING: dict[str, Any] = {

@@ -119,7 +119,7 @@ def existing_folders(config: ConfigDict, root: pathlib.Path) -> list[pathlib.Pat
     """Folders in ``root`` with a run of this configuration.
 
     Folder names do not matter: a digest changes when a key gets a new name. Configurations are compared without
-    ``FREE_KEYS``. In a stored one, renamed keys are mapped and missing keys get their defaults first.
+    ``CHANGEABLE_KEYS``. In a stored one, renamed keys are mapped and missing keys get their defaults first.
     """
     same = []
     for path in sorted(root.glob(f"*/{CONFIG_FILE}")):
@@ -168,7 +168,7 @@ def lock(root: pathlib.Path, name: str):
 
 def digest(config: ConfigDict) -> str:
     """A short digest of the keys that the results depend on, for the name of a new folder."""
-    return hashlib.sha256(json.dumps(configuration.binding(config), sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(configuration.fixed_keys(config), sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, until: float) -> None:
@@ -195,7 +195,7 @@ def _copy_stem(config: ConfigDict, root: pathlib.Path, workdir: pathlib.Path, un
     shutil.copytree(stem / "checkpoints", partial)
     for position, path in checkpoint_paths(partial).items():  # they now belong to a run of this configuration
         manifest = read_manifest(path, position)
-        record = {**manifest.get("record", {}), CONFIG_FILE: configuration.binding(config)}
+        record = {**manifest.get("record", {}), CONFIG_FILE: configuration.fixed_keys(config)}
         write_manifest(path, position, record, manifest["leaves"], manifest.get("top1"))
     partial.rename(workdir / "checkpoints")
 

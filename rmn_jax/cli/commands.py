@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from rmn_jax.cli import bench, exchange, plot, processes, use
+from rmn_jax.cli import bench, plot, predict, processes, weights
 from rmn_jax.cli.arguments import Command, add_best, add_config, add_workdir, filled, positive, table_console, warn
 from rmn_jax.cli.pages import load_config, with_overrides
 from rmn_jax.errors import UserError
@@ -159,9 +159,10 @@ def _open_run(workdir: str, overrides: Sequence[str], best: bool):
         config = configuration.from_json(pathlib.Path(workdir) / CONFIG_FILE)
         for word in overrides:
             key = word.removeprefix("--config.").partition("=")[0]
-            if not any(key == free or key.startswith(f"{free}.") for free in configuration.FREE_KEYS):
+            free = configuration.CHANGEABLE_KEYS
+            if not any(key == name or key.startswith(f"{name}.") for name in free):
                 raise UserError(
-                    f"--config.{key} belongs to the trained run; only the keys {', '.join(configuration.FREE_KEYS)} "
+                    f"--config.{key} belongs to the trained run; only the keys {', '.join(free)} "
                     "can be set here. For other images: rmn eval --data PATH."
                 )
         config = with_overrides(config, overrides)
@@ -294,12 +295,12 @@ COMMANDS: dict[str, Command | tuple[str, dict[str, Command]]] = {
         "train a configuration through all phases; resumes a run that was stopped", train, _train_arguments, True
     ),
     "eval": Command("evaluate the newest good checkpoint of a run", evaluate, _eval_arguments, True),
-    "predict": use.PREDICT,
+    "predict": predict.PREDICT,
     "analyze": Command("show the images nearest to each memory of a run", analyze, _analyze_arguments, True),
     "plot": plot.PLOT,
     "table": Command("parameters and multiply-adds of all networks beside the paper's", table, _table_arguments),
-    "import": exchange.IMPORT,
-    "export": exchange.EXPORT,
+    "import": weights.IMPORT,
+    "export": weights.EXPORT,
     "data": (
         "prepare and show data sets",
         {

@@ -11,20 +11,20 @@ from rmn_jax.config.defaults import (
     use_current_names,
 )
 from rmn_jax.config.stored import (
-    FREE_KEYS,
+    CHANGEABLE_KEYS,
     adopt_normalisation,
-    binding,
     differences,
+    fixed_keys,
     from_dict,
     from_json,
     to_json,
 )
 
 __all__ = [
-    "FREE_KEYS",
+    "CHANGEABLE_KEYS",
     "VARIANTS",
     "adopt_normalisation",
-    "binding",
+    "fixed_keys",
     "default_config",
     "differences",
     "explain",

@@ -21,7 +21,7 @@ from rmn_jax.files import read_object
 from rmn_jax.models.build import BACKBONES, CONFIG_OPTIONS, option_names
 
 # Keys that may differ when a run goes on: the results do not depend on them.
-FREE_KEYS = (
+CHANGEABLE_KEYS = (
     "checkpoint",
     "eval_every_epochs",
     "tensorboard",
@@ -109,8 +109,8 @@ def _with_new_names(stored: dict[str, Any]) -> ConfigDict:
 
 
 def differences(one: ConfigDict, other: ConfigDict) -> list[str]:
-    """The keys in which two configurations differ, as lines with both values; without ``FREE_KEYS``."""
-    a, b = binding(one), binding(other)
+    """The keys in which two configurations differ, as lines with both values; without ``CHANGEABLE_KEYS``."""
+    a, b = fixed_keys(one), fixed_keys(other)
     return [
         f"config.{key} is {a.get(key)!r} in the run folder, {b.get(key)!r} now"
         for key in sorted(a.keys() | b.keys())
@@ -124,7 +124,7 @@ def adopt_normalisation(config: ConfigDict, stored: ConfigDict) -> None:
         config.data.mean, config.data.std = stored.data.mean, stored.data.std
 
 
-def binding(config: ConfigDict) -> dict[str, Any]:
-    """The keys that the results depend on, with their values: all but ``FREE_KEYS``, flat as in ``flatten``."""
-    free = lambda key: any(key == name or key.startswith(name + ".") for name in FREE_KEYS)  # noqa: E731
+def fixed_keys(config: ConfigDict) -> dict[str, Any]:
+    """The keys that the results depend on, with their values: all but ``CHANGEABLE_KEYS``, flat as in ``flatten``."""
+    free = lambda key: any(key == name or key.startswith(name + ".") for name in CHANGEABLE_KEYS)  # noqa: E731
     return {key: value for key, value in flatten(config).items() if not free(key)}

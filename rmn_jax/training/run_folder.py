@@ -158,7 +158,7 @@ def info_from_dict(stored: dict[str, Any], source: str) -> data.DatasetInfo:
 
 def describe_run(config: ConfigDict, info: data.DatasetInfo | None) -> Record:
     """What a checkpoint records: the keys that results depend on, with their values, by file."""
-    record = {CONFIG_FILE: configuration.binding(config)}
+    record = {CONFIG_FILE: configuration.fixed_keys(config)}
     if info is not None:
         record[DATASET_FILE] = info._asdict()
     return json.loads(json.dumps(record))
