@@ -9,7 +9,8 @@ In the order of what tells most, each line written when it is known:
 4. The other layers, then the layers and steps of the other networks.
 
 Arrays are laid out, and arguments sliced, outside of what is timed. Loads are data: one compiled program serves all of
-them. ``--apply=LINES`` writes the fastest right block sizes of a file of lines to ``rmn_jax/ops/mosaic_blocks.py``.
+them. ``--apply=LINES`` writes the fastest right block sizes of a file of lines to ``rmn_jax/ops/mosaic_blocks.py``, and
+whether Hopper GPUs use the kernels by default: if all kernels are right and every step is faster than in tiles.
 Without a Hopper GPU (a dry run) the kernels cannot run: the same code then measures the backend "slots".
 """
 
@@ -364,10 +365,11 @@ def kind_of(name: str) -> str:
 def apply(lines: str, out: pathlib.Path = _OUT) -> dict[str, dict[str, Any]]:
     """Writes the fastest right block sizes of each key in a file of lines to ``out``, and returns them.
 
-    Keys that the file does not have keep what is committed.
+    Writes ``FASTER_THAN_TILES`` too. What the file does not have keeps what is committed.
     """
+    measured = list(read(lines))
     best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for line in read(lines):
+    for line in measured:
         if line.get("side") == "mosaic" and line.get("right") and "blocks" in line:
             key, found = line["key"], (line["kernel_ms"], line["blocks"])
             if key not in best or found[0] < best[key][0]:
@@ -375,10 +377,25 @@ def apply(lines: str, out: pathlib.Path = _OUT) -> dict[str, dict[str, Any]]:
     table = {**mosaic_blocks.BLOCKS, **{key: blocks for key, (_, blocks) in best.items()}}
     text = pathlib.Path(mosaic_blocks.__file__).read_text()
     head = text[: text.index("BLOCKS:")].replace(" Nothing has been\nmeasured yet.", "")
+    faster = faster_than_tiles(measured)
+    if faster is not None:
+        head = re.sub(r"(?m)^FASTER_THAN_TILES = .*$", f"FASTER_THAN_TILES = {faster}", head)
     rows = [f"    {json.dumps(key)}: {_as_python(blocks)},\n" for key, blocks in sorted(table.items())]
     body = "{\n" + "".join(rows) + "}\n" if rows else "{}\n"
     out.write_text(f"{head}BLOCKS: dict[str, dict[str, int | bool]] = {body}")
     return table
+
+
+def faster_than_tiles(lines: list[dict[str, Any]]) -> bool | None:
+    """Whether all kernels by rule are right and all steps with them faster than in tiles; None without such steps."""
+    ratios = {(line["network"], line["batch"], line["step"]): line.get("ratio") for line in lines if line.get("step")}
+    pairs = [(ratio, ratios.get((*key, "tiles"))) for (*key, step), ratio in ratios.items() if step == "mosaic"]
+    pairs = [(kernels, tiles) for kernels, tiles in pairs if tiles is not None]
+    if not pairs:
+        return None
+    by_rule = [line for line in lines if line.get("side") == "mosaic" and line["id"].endswith("/rule")]
+    right = bool(by_rule) and all(line.get("right") for line in by_rule)
+    return right and all(kernels is not None and kernels < tiles for kernels, tiles in pairs)
 
 
 def _as_python(blocks: dict[str, Any]) -> str:

@@ -240,9 +240,10 @@ class RMN(nn.Module):
     def _layout(self, unit: jax.Array, pixels: int) -> Layout:
         """The layout of a stage with input maps of H W = ``pixels``: the one that the backend takes."""
         layout: Sorted = sort_by_unit(unit, self.num_units)
-        if ops.wants_slots(self.backend, self.folded):
+        if ops.wants_slots(self.backend, self.folded, self.dtype):
             return make_slots(layout)
-        return make_tiles(layout, pixels) if ops.wants_tiles(self.backend, self.folded) else layout
+        wants_tiles = ops.wants_tiles(self.backend, self.folded, self.dtype)
+        return make_tiles(layout, pixels) if wants_tiles else layout
 
     def _condition(self, inputs: StageInput, given: jax.Array | None, has_units: bool) -> jax.Array:
         """[B] int32, the condition of a plain stage: given, or uniform for each input and stage (phase 1); or -1."""

@@ -2,7 +2,7 @@
 
 | | CPU | GPU | TPU and others |
 |---|---|---|---|
-| routed convolution | ``loop`` | ``tiles`` | ``scan`` |
+| routed convolution | ``loop`` | ``tiles``; on Hopper, in bfloat16, ``mosaic`` once it is measured | ``scan`` |
 | plain convolution, 3x3 and larger | ``loop``; XLA's own with few channels | XLA's own | XLA's own |
 | plain convolution, 1x1 | XLA's own; its kernel gradient ``loop`` | XLA's own | XLA's own |
 | depthwise convolution | shifted products | XLA's own | XLA's own; sorted: shifted products |
@@ -21,15 +21,15 @@ A stage has one layout for all its layers. ``config.model.backend`` names it and
 - "tiles": layout ``Tiles``, XLA's grouped convolution. "sliced" is the same in groups of at most 128 channels.
 - "loop", "scan": layout ``Sorted``.
 
-GPUs keep ``tiles`` until the kernels of ``mosaic`` have been measured: they have run in JAX's interpreter and have been
-lowered for CUDA, and have never run on a GPU. ``python -m benchmarks.gpu kernels`` decides; then change
-``_BY_PLATFORM``.
+Hopper GPUs keep ``tiles`` until the kernels of ``mosaic`` have been measured: they have run in JAX's interpreter and
+have been lowered for CUDA, and have never run on a GPU. ``python -m benchmarks.gpu kernels --apply=LINES`` decides: it
+writes ``mosaic_blocks.FASTER_THAN_TILES``.
 """
 
 import jax
 import jax.numpy as jnp
 
-from rmn_jax.ops import loop, mosaic, scan, sliced, slots, tiles
+from rmn_jax.ops import loop, mosaic, mosaic_blocks, scan, sliced, slots, tiles
 from rmn_jax.ops.window import Window
 
 BACKENDS = {"loop": loop, "scan": scan, "tiles": tiles, "sliced": sliced, "slots": slots, "mosaic": mosaic}
@@ -45,28 +45,34 @@ _FEW_PIXELS = {1: 64, 2: 256}
 _WINOGRAD_CHANNELS = 16
 
 
-def backend_name(name: str = "auto") -> str:
+def backend_name(name: str = "auto", dtype=jnp.float32) -> str:
     """The backend of routed convolutions: ``name``, or for "auto" the one of the platform that JAX runs on.
+
+    Args:
+      name: "auto" or a name in ``BACKENDS``.
+      dtype: of the convolutions: the kernels of ``mosaic`` are for bfloat16.
 
     Raises:
       ValueError: unknown name.
     """
     if name == "auto":
+        if mosaic_blocks.FASTER_THAN_TILES and dtype == jnp.bfloat16 and kernels_run_here():
+            return "mosaic"
         return _BY_PLATFORM.get(jax.default_backend(), "scan")
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; one of {sorted(BACKENDS)}")
     return name
 
 
-def wants_tiles(name: str, folded: bool = False) -> bool:
-    """Whether a stage lays its batch out in tiles, for the backend ``name`` and folded weights or not."""
+def wants_tiles(name: str, folded: bool = False, dtype=jnp.float32) -> bool:
+    """Whether a stage lays its batch out in tiles, for a backend, folded weights or not, and compute type."""
     # The folded forms are for CPU and take sorted rows.
-    return backend_name(name) in ("tiles", "sliced") and not (folded and jax.default_backend() == "cpu")
+    return backend_name(name, dtype) in ("tiles", "sliced") and not (folded and jax.default_backend() == "cpu")
 
 
-def wants_slots(name: str, folded: bool = False) -> bool:
-    """Whether a stage lays its batch out in slots, for the backend ``name`` and folded weights or not."""
-    return backend_name(name) in ("slots", "mosaic") and not (folded and jax.default_backend() == "cpu")
+def wants_slots(name: str, folded: bool = False, dtype=jnp.float32) -> bool:
+    """Whether a stage lays its batch out in slots, for a backend, folded weights or not, and compute type."""
+    return backend_name(name, dtype) in ("slots", "mosaic") and not (folded and jax.default_backend() == "cpu")
 
 
 def slots_backend(name: str, shape: tuple[int, ...], kernel_shape: tuple[int, ...], window: Window, dtype) -> str:

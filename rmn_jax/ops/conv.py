@@ -63,7 +63,7 @@ def routed_conv(
     Raises:
       ValueError: unknown backend, or shapes that do not fit.
     """
-    name, backend = backend, backend_name(backend)
+    name, backend = backend, backend_name(backend, x.dtype)
     if isinstance(layout, Tiles) and backend != "sliced":
         backend = "tiles"
     check_routed(x, kernel, layout, (x.shape[-1], None))

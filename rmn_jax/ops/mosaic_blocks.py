@@ -4,4 +4,7 @@ A key is a pass and layer (``rmn_jax.ops.mosaic.key``). Layers that are not here
 been measured yet.
 """
 
+# Whether the kernels are right and whole steps with them faster than in tiles: then they are the default on Hopper.
+FASTER_THAN_TILES = False
+
 BLOCKS: dict[str, dict[str, int | bool]] = {}

@@ -65,6 +65,31 @@ def test_apply_writes_the_fastest_that_is_right(tmp_path, monkeypatch):
     assert written["BLOCKS"] == {line["key"]: {**blocks, "columns": 256}, "kept": {**blocks, "columns": 64}}
 
 
+@pytest.mark.parametrize(
+    ("tiles", "mosaic_step", "right", "expected"),
+    [
+        ({"ratio": 1.8}, {"ratio": 1.2}, True, True),
+        ({"ratio": 1.1}, {"ratio": 1.2}, True, False),
+        ({"ratio": 1.8}, {"ratio": 1.2}, False, False),
+        ({"ratio": 1.8}, {"failed": "no"}, True, False),
+        ({"ratio": 1.8}, None, True, None),
+    ],
+)
+def test_apply_decides_whether_the_kernels_are_the_default(tiles, mosaic_step, right, expected, tmp_path):
+    about = {"network": "resnet18-64", "batch": 1024}
+    blocks = {"columns": 128, "runs": 2, "sources": 2, "kernels": 4, "halo": True}
+    rule = {"id": "fwd/rule", "side": "mosaic", "key": "fwd", "right": right, "kernel_ms": 0.5, "blocks": blocks}
+    lines = [rule, {"id": "1", **about, "step": "tiles", **tiles}]
+    lines += [] if mosaic_step is None else [{"id": "2", **about, "step": "mosaic", **mosaic_step}]
+    file, out = tmp_path / "lines.jsonl", tmp_path / "blocks.py"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kernels.apply(str(file), out)
+    written: dict = {}
+    exec(out.read_text(), written)
+    assert kernels.faster_than_tiles(lines) is expected
+    assert written["FASTER_THAN_TILES"] is (mosaic_blocks.FASTER_THAN_TILES if expected is None else expected)
+
+
 def test_the_committed_table_is_read(monkeypatch):
     blocks = {"columns": 64, "runs": 1, "sources": 2, "kernels": 4, "halo": True}
     monkeypatch.setitem(mosaic_blocks.BLOCKS, "fwd 3x3/1 128-128 @32x32", blocks)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rmn_jax.ops import BACKENDS, Window, backend_name, folded_form, wants_tiles
+from rmn_jax.ops import BACKENDS, Window, backend_name, choose, folded_form, mosaic_blocks, wants_slots, wants_tiles
 from rmn_jax.ops.choose import RENAMED_BACKENDS, loop_beats_xla
 from rmn_jax.ops.fold import FORMS
 
@@ -15,6 +15,19 @@ def test_the_platform_decides_unless_a_backend_is_named(platform, name, monkeypa
     assert backend_name() == backend_name("auto") == name
     for given in BACKENDS:
         assert backend_name(given) == given
+
+
+def test_hopper_takes_the_kernels_in_bfloat16_once_they_are_measured_to_be_faster(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(choose, "kernels_run_here", lambda: True)
+    for faster, name in ((False, "tiles"), (True, "mosaic")):
+        monkeypatch.setattr(mosaic_blocks, "FASTER_THAN_TILES", faster)
+        assert backend_name("auto", jnp.bfloat16) == name
+        assert backend_name("auto") == "tiles"  # float32
+        assert wants_slots("auto", dtype=jnp.bfloat16) is faster
+        assert wants_tiles("auto", dtype=jnp.bfloat16) is not faster
+    monkeypatch.setattr(choose, "kernels_run_here", lambda: False)  # another GPU
+    assert backend_name("auto", jnp.bfloat16) == "tiles"
 
 
 def test_an_unknown_backend_is_refused():
