@@ -5,15 +5,15 @@ header before any value is read. The given variables are not changed.
 """
 
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from rmn_jax.errors import UserError
 from rmn_jax.interop.names import library_names
+from rmn_jax.interop.tensor_file import open_tensors
 from rmn_jax.models import BACKBONES
 from rmn_jax.models.names import LibraryNames
 
@@ -26,6 +26,12 @@ _TENSORS = {
     "var": "running_var",
     "gamma": "",  # a layer scale: the layer's name is the tensor's
 }
+# What training scripts put before names: torch's wrappers, then the attribute that holds the network. The latter are
+# removed only where every name has them.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
+_HOLDERS = ("model.", "net.", "network.", "backbone.", "encoder.", "student.", "ema.", "state_dict.")
+# Counters that no layer here needs.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
 _SHOWN = 4  # names in an error message
 
 
@@ -89,27 +95,17 @@ def load_torch_weights(
       New variables and a report.
 
     Raises:
-      UserError: unknown backbone, no such file, not a safetensors file, values that are not finite, or (if ``strict``)
-        tensors that do not match.
+      UserError: unknown backbone, no such file, not a safetensors file, a tensor twice, values that are not finite or
+        not floating-point, or (if ``strict``) tensors that do not match.
     """
     names = library_names(backbone_name)
-    try:
-        with safe_open(path, framework="flax") as file:
-            shapes, actual = _header(file)
-            naming, leaves = _best_naming(names, variables, shapes)
-            matched, report = _match(leaves, shapes, naming, names.classifier, fresh_head)
-            _check(report, path, backbone_name, shapes, strict)
-            arrays = {leaf.path: _converted(file.get_tensor(actual[leaf.source]), leaf) for leaf in matched}
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is not a readable safetensors file ({error}); with PyTorch, "
-            "safetensors.torch.save_file(state_dict, path) writes one."
-        ) from None
-    bad = [leaf.source for leaf in matched if not np.isfinite(arrays[leaf.path]).all()]
-    if bad:
-        raise UserError(f"{path} has values that are not finite, in {_first_names(bad)}; nothing was imported.")
+    with open_tensors(path, " With PyTorch, safetensors.torch.save_file(state_dict, path) writes one.") as file:
+        actual = _actual_names(file.shapes, path)
+        shapes = {name: file.shapes[full] for name, full in actual.items()}
+        naming, leaves = _best_naming(names, variables, shapes)
+        matched, report = _match(leaves, shapes, naming, names.classifier, fresh_head)
+        _check(report, path, backbone_name, shapes, strict)
+        arrays = {leaf.path: _converted(file.read(actual[leaf.source]), leaf) for leaf in matched}
     return jax.tree_util.tree_map_with_path(lambda key, leaf: arrays.get(_names(key), leaf), variables), report
 
 
@@ -167,20 +163,36 @@ def fits_in_shape(path: str | pathlib.Path, backbone_name: str, shapes: dict[str
 def _shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
     """The shapes of a file's tensors; empty if it cannot be read, which ``load_torch_weights`` explains."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return _header(file)[0]
-    except (SafetensorError, OSError):
+        with open_tensors(path) as file:
+            return {name: file.shapes[full] for name, full in _actual_names(file.shapes, path).items()}
+    except UserError:
         return {}
 
 
-def _header(file) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The shapes of the file's tensors and their full names, both by name without the prefix ``module.``.
+def _actual_names(found: Iterable[str], path) -> dict[str, str]:
+    """The names in a file, by the name without what training scripts put before it. Counters are left out.
 
-    The batch counters of batch norm are left out, because no layer here needs them.
+    Raises:
+      UserError: two tensors have the same name then.
     """
-    actual = {name.removeprefix("module."): name for name in file.keys()}
-    actual = {name: full for name, full in actual.items() if not name.endswith("num_batches_tracked")}
-    return {name: tuple(file.get_slice(full).get_shape()) for name, full in actual.items()}, actual
+    names = {full: full for full in found if not full.endswith(_COUNTERS)}
+    while True:
+        first = next(iter(names.values()), "")
+        holder = next((part for part in _HOLDERS if first.startswith(part)), "")
+        if not all(name.startswith(holder) for name in names.values()):
+            holder = ""
+        removed = {full: name.removeprefix(holder) for full, name in names.items()}
+        for wrapper in _WRAPPERS:
+            removed = {full: name.removeprefix(wrapper) for full, name in removed.items()}
+        if removed == names:
+            break
+        names = removed
+    actual: dict[str, str] = {}
+    for full, name in names.items():
+        if name in actual:
+            raise UserError(f"{path} has {name} twice, as {actual[name]} and {full}; save one network in a file.")
+        actual[name] = full
+    return actual
 
 
 def _names(key_path) -> tuple[str, ...]:
@@ -266,9 +278,8 @@ def _follows_feature_map(leaf: _Leaf) -> bool:
     return leaf.path[1:] == ("head", "fc1", "kernel")
 
 
-def _converted(tensor: jax.Array, leaf: _Leaf) -> np.ndarray:
-    """A tensor in PyTorch's layout (output channels first) -> the leaf (output channels last), float32."""
-    array = np.asarray(jnp.asarray(tensor, jnp.float32))
+def _converted(array: np.ndarray, leaf: _Leaf) -> np.ndarray:
+    """A tensor in PyTorch's layout (output channels first) -> the leaf (output channels last)."""
     array = array.reshape(_unflattened(array.shape, leaf))
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
@@ -294,10 +305,11 @@ def _check(report: ImportReport, path, backbone_name: str, shapes, strict: bool)
 
 def _advice(report: ImportReport) -> str:
     of_head = ("fc.", "classifier.", "head.", "pre_logits.")
-    if report.misshaped and not (report.missing or report.unexpected):
-        if all(entry.startswith(of_head) for entry in report.misshaped):
-            return "For another number of classes or another image size, add --fresh_head. "
-    return ""
+    if not all(entry.startswith(of_head) for entry in (*report.misshaped, *report.missing, *report.unexpected)):
+        return ""
+    if report.missing:
+        return "Its classifier is missing or another one; to begin with a new one, add --fresh_head. "
+    return "For another number of classes or another image size, add --fresh_head. " if report.misshaped else ""
 
 
 def _first_names(names) -> str:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from rmn_jax import config as configuration
@@ -20,6 +19,7 @@ from rmn_jax.errors import UserError
 from rmn_jax.files import write_bytes
 from rmn_jax.inference.export import flatten
 from rmn_jax.inference.trained import Trained, load_trained
+from rmn_jax.interop.tensor_file import open_tensors
 from rmn_jax.interop.torch_weights import to_torchvision
 from rmn_jax.training.run_folder import info_from_dict
 
@@ -87,14 +87,14 @@ def load_weights(source: str | pathlib.Path, warn=print) -> Weights:
     if path.is_dir():
         trained = load_trained(path, warn)
         return Weights(flatten(trained.variables), trained.config, trained.info, trained.model.routed, str(source))
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if about else {}
-    except FileNotFoundError:
-        raise UserError(f"no such run or file: {source}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{source} is neither a run folder nor a readable safetensors file ({error}).") from None
+    if not path.exists():
+        raise UserError(f"no such run or file: {source}")
+    with open_tensors(source, " It is no run folder either.") as file:
+        try:
+            about = json.loads(file.metadata.get(_HEADER, "{}"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"the header of {source} is damaged ({error}); export it again.") from None
+        arrays = {name: file.read(name) for name in file.shapes} if about else {}
     if not about:
         raise UserError(
             f"{source} has no header of this package; weights of torchvision or timm are read with --weights."
@@ -104,9 +104,6 @@ def load_weights(source: str | pathlib.Path, warn=print) -> Weights:
         raise UserError(f"{source} is of format {version}, this one reads {VERSION}; use the release that wrote it.")
     if not (isinstance(about.get("config"), dict) and isinstance(about.get("dataset"), dict)):
         raise UserError(f"{source} has no configuration or no data set in its header; export it again.")
-    bad = next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
-    if bad:
-        raise UserError(f"{source} has values that are not finite, in {bad}; nothing was imported.")
     config, info = configuration.from_dict(about["config"], str(source)), info_from_dict(about["dataset"], str(source))
     routed = any(name.startswith("memory/") for name in arrays)
     if about.get("routed") is not routed:

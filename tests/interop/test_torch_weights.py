@@ -1,6 +1,8 @@
 """Imported weights: golden logits, agreement with PyTorch if it is installed, and files that do not match."""
 
 import functools
+import json
+import os
 import re
 import zlib
 
@@ -13,7 +15,7 @@ from safetensors.numpy import save_file
 
 from rmn_jax.errors import UserError
 from rmn_jax.interop import load_torch_weights
-from rmn_jax.interop.torch_weights import to_torchvision
+from rmn_jax.interop.torch_weights import classes_in_file, to_torchvision
 from rmn_jax.models import RMN, create_backbone, vgg
 
 NAMES = torchvision_files.NAMES
@@ -335,6 +337,74 @@ def test_half_precision_and_names_of_a_parallel_wrapper(tmp_path):
     kernel = variables["params"]["head"]["fc"]["kernel"]
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel, arrays_of("resnet18")["fc.weight"].T, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net._orig_mod.backbone."]
+)
+def test_what_training_scripts_put_before_names_is_removed(prefix, tmp_path):
+    arrays = {f"{prefix}{name}": array for name, array in arrays_of("resnet18").items()}
+    if prefix == "module.":
+        arrays["n_averaged"] = np.array(3)  # of torch's averaged models
+    save_file(arrays, tmp_path / "wrapped.safetensors")
+    variables, report = load_torch_weights(tmp_path / "wrapped.safetensors", "resnet18", empty_variables("resnet18"))
+    assert report.unexpected == report.missing == ()
+    np.testing.assert_array_equal(variables["params"]["head"]["fc"]["bias"], arrays_of("resnet18")["fc.bias"])
+    assert classes_in_file(tmp_path / "wrapped.safetensors", "resnet18") == CLASSES
+
+
+def test_two_networks_in_one_file_are_refused(tmp_path):
+    path = save_changed(tmp_path / "two.safetensors", lambda a: a.update({"module.fc.bias": a["fc.bias"]}))
+    with pytest.raises(UserError, match=r"has fc\.bias twice, as \S+ and \S+; save one"):
+        load_torch_weights(path, "resnet18", empty_variables("resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8), ("F4", 4), ("F6_E2M3", 6), ("I8", 8), ("U8", 8), ("I32", 32)]
+    + [("I64", 64), ("BOOL", 8), ("C64", 64)],
+)
+def test_values_that_are_not_floats_are_refused_in_one_line(kind, bits, tmp_path):
+    arrays = dict(arrays_of("resnet18"))
+    shape = arrays.pop("conv1.weight").shape
+    size = int(np.prod(shape)) * bits // 8
+    save_file(arrays, tmp_path / "others.safetensors")
+    content = (tmp_path / "others.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, end = json.loads(content[8 : 8 + length]), len(content) - 8 - length
+    header["conv1.weight"] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :] + bytes(size))
+    with pytest.raises(UserError, match=rf"conv1\.weight as {kind}; only F64, F32, F16, BF16 are read") as caught:
+        load_torch_weights(path, "resnet18", empty_variables("resnet18"))
+    assert "\n" not in str(caught.value)
+
+
+def test_bfloat16_and_float64_are_read(tmp_path):
+    for kind in (np.float64, jnp.bfloat16):
+        arrays = {name: array.astype(kind) for name, array in arrays_of("resnet18").items()}
+        save_file(arrays, tmp_path / "typed.safetensors")
+        variables, _ = load_torch_weights(tmp_path / "typed.safetensors", "resnet18", empty_variables("resnet18"))
+        kernel = variables["params"]["head"]["fc"]["kernel"]
+        assert kernel.dtype == np.float32
+        np.testing.assert_allclose(kernel, arrays_of("resnet18")["fc.weight"].T, rtol=1e-2)
+
+
+def test_a_file_without_a_classifier_names_the_option(tmp_path):
+    path = save_changed(tmp_path / "headless.safetensors", lambda a: (a.pop("fc.weight"), a.pop("fc.bias")))
+    with pytest.raises(UserError, match=r"2 missing \(fc\.bias, fc\.weight\).*add --fresh_head"):
+        load_torch_weights(path, "resnet18", empty_variables("resnet18"))
+    _, report = load_torch_weights(path, "resnet18", empty_variables("resnet18"), fresh_head=True)
+    assert report.missing == ()
+
+
+def test_a_folder_or_a_pipe_in_the_file_s_place_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UserError, match="is not a file"):
+            load_torch_weights(path, "resnet18", empty_variables("resnet18"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -168,7 +168,7 @@ def test_files_that_are_not_ours_are_one_line(tmp_path, capsys):
         "bare": "has no configuration or no data set in its header",
         "foreign": "weights of torchvision or timm are read with --weights",
         "newer": "is of format 9, this one reads 1",
-        "text": "neither a run folder nor a readable safetensors file",
+        "text": "It is no run folder either",
         "absent": "no such run or file",
     }
     for name, message in wrong.items():
