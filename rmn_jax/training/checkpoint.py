@@ -37,6 +37,7 @@ from rmn_jax.training.manifest import (
     Unfinished,
     checkpoint_paths,
     digest_of,
+    misnamed_paths,
     read_manifest,
     score,
     write_manifest,
@@ -158,6 +159,11 @@ class Checkpoints:
           UserError: there are checkpoints, but none verifies; or ``best``, and none records its accuracy.
         """
         self._damaged, paths = [], self._paths()
+        for path in misnamed_paths(self._folder):
+            self._warn(
+                f"checkpoint {path} is skipped: its name is not that of a checkpoint, such as step_00000150.phase4; "
+                "if it was renamed, rename it back"
+            )
         next_one = "the next best" if best else "an older one"
         if best and paths:
             paths = self._best_first(paths)

@@ -16,6 +16,7 @@ from rmn_jax.training.state import Phase
 Record = dict[str, dict[str, Any]]
 _MANIFEST = "manifest.json"
 # Release 0.1 called a step an update and a phase a step.
+_SET_ASIDE = re.compile(r"\.damaged\d+$")
 _NAME = re.compile(r"(?:step|update)_(\d+)\.(?:phase|step)([1-4])")
 
 
@@ -67,6 +68,17 @@ def checkpoint_paths(folder: pathlib.Path) -> dict[Position, pathlib.Path]:
         return {}
     except OSError as error:
         raise UserError(f"{folder} cannot be read as the folder of checkpoints: {error.strerror}.") from None
+
+
+def misnamed_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Folders in ``folder`` that hold a manifest, but have no name of a checkpoint, and were not set aside by us."""
+    if not folder.is_dir():
+        return []
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not _NAME.fullmatch(path.name) and not _SET_ASIDE.search(path.name) and (path / _MANIFEST).is_file()
+    ]
 
 
 def digest_of(value: np.ndarray) -> str:
