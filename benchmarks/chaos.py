@@ -200,7 +200,9 @@ def run(argv=None):
             part, full = PARTS[name]
             place = pathlib.Path(folder) / name
             place.mkdir()
+            begun = time.monotonic()
             results[name] = part(max(1, round(full * arguments.scale)), place, random.Random(arguments.seed))
+            print(f"{name}: {results[name]}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     print(json.dumps(results))
     return results
 
