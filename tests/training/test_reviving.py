@@ -135,8 +135,9 @@ def test_split_units_are_revived_as_whole_ones(tmp_path):
         state = phases.clone_procedures(run, run.initial_state())
         state = phases.initialise_memories(run, state, run.initial_state())
         memory = {**state.memory, "memory2": state.memory["memory2"].at[2].set(1e3)}
-        count = lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) * 1e-4  # noqa: E731
-        params = jax.tree.map(lambda leaf: leaf + count(leaf), state.params)  # units that differ
+        params = jax.tree.map(
+            lambda leaf: leaf + 1e-4 * np.arange(leaf.size).reshape(leaf.shape), state.params
+        )  # units that differ
         idle = jnp.zeros((3, 4), jnp.int32).at[1, 2].set(1)
         state = run.place(state._replace(memory=memory, params=params, idle=idle))
         revived, log = reviving.revive_units(run, state, 1)
