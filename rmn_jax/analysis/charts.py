@@ -19,6 +19,8 @@ LARGEST_IMAGE = 96  # longest side of an image on the page, in pixels
 LOSSLESS = 48  # images up to this side, in pixels, are PNG; larger ones are JPEG
 _LEVELS = 20  # colour levels of a heat map
 _LABEL_HEIGHT = 13  # height of a line of small text, in pixels
+# With more units than this a chart shows only those that receive images.
+MANY_UNITS = 16
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -93,7 +95,7 @@ def heat_map(counts: np.ndarray, names: Sequence[str], dead: np.ndarray) -> str:
     """Heat map of one stage: a row for each class, a column for each unit, the unit's share of the class as colour.
 
     Classes are sorted by the unit that receives most of them. With many classes the rows are thin and only some have a
-    label; the tooltip of a row shows its class and shares.
+    label; the tooltip of a row shows its class and shares. Of many units only those with images have a column.
 
     Args:
       counts: [K, N], number of images of each class that each unit received.
@@ -107,13 +109,16 @@ def heat_map(counts: np.ndarray, names: Sequence[str], dead: np.ndarray) -> str:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     order = class_order(share)
     share, ordered = share[order], [names[index] for index in order]
+    many = num_units > MANY_UNITS
+    units = np.flatnonzero(~dead) if many else np.arange(num_units)
     row_height = min(20.0, max(1.0, 660 / num_classes))
     rows_per_label = int(np.ceil(_LABEL_HEIGHT / row_height))
     labels = {row: shorten(ordered[row]) for row in range(0, num_classes, rows_per_label)}
     left = 8 + max(map(_text_width, labels.values()))
-    grid = _Grid(left, 30 if dead.any() else 20, min(40, max(15, 180 / num_units)), row_height)
-    parts = _columns(grid, dead) + _cells(grid, share) + _rows(grid, share, ordered, labels)
-    width, height = grid.x(num_units) + 2, grid.y(num_classes) + 2
+    grid = _Grid(left, 30 if many or dead.any() else 20, min(40, max(15, 180 / max(1, len(units)))), row_height)
+    columns = _upright_columns(grid, units) if many else _columns(grid, dead)
+    parts = columns + _cells(grid, share[:, units]) + _rows(grid, share, ordered, labels, len(units))
+    width, height = grid.x(len(units)) + 2, grid.y(num_classes) + 2
     return (
         f'<svg class="heatmap" viewBox="0 0 {_number(width)} {_number(height)}" width="{_number(width)}" role="img" '
         f'aria-label="share of each class by unit">{"".join(parts)}</svg>'
@@ -126,6 +131,15 @@ def _columns(grid: _Grid, dead: np.ndarray) -> list[str]:
         middle = _number(grid.x(unit) + grid.cell / 2)
         cross = f'<tspan x="{middle}" dy="12">✕</tspan><title>dead unit</title>' if is_dead else ""
         parts.append(f'<text class="column{" dead" if is_dead else ""}" x="{middle}" y="13">{unit}{cross}</text>')
+    return parts
+
+
+def _upright_columns(grid: _Grid, units: np.ndarray) -> list[str]:
+    """Numbers with three digits do not fit side by side; these are read from below."""
+    parts = []
+    for column, unit in enumerate(units):
+        at = f"translate({_number(grid.x(column) + grid.cell / 2)} {_number(grid.top - 4)}) rotate(-90)"
+        parts.append(f'<text class="column upright" transform="{at}">{unit}</text>')
     return parts
 
 
@@ -142,9 +156,9 @@ def _cells(grid: _Grid, share: np.ndarray) -> list[str]:
     return parts
 
 
-def _rows(grid: _Grid, share: np.ndarray, names: Sequence[str], labels: dict[int, str]) -> list[str]:
+def _rows(grid: _Grid, share: np.ndarray, names: Sequence[str], labels: dict[int, str], num_columns: int) -> list[str]:
     """For each class a strip in the colour of its main unit, a label if it has one, and a tooltip."""
-    parts, whole = [], _number(grid.x(share.shape[1]))
+    parts, whole = [], _number(grid.x(num_columns))
     for row, name in enumerate(names):
         place = f'y="{_number(grid.y(row))}" height="{_number(grid.row)}"'
         parts.append(f'<rect class="u{share[row].argmax()}" x="{_number(grid.left)}" width="4" {place}/>')

@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from rmn_jax.routing import unit_length
 from rmn_jax.training.extraction import Extracted
 
+# With more units than the first number the figure has the fullest units of each stage only, and at most the second.
+_MANY, _SHOWN = 16, 32
+
 
 class Nearest(NamedTuple):
     """The images nearest to each memory.
@@ -53,7 +56,8 @@ def nearest_images(extracted: Extracted, memory: dict[str, np.ndarray], top: int
         units = np.asarray(memory[f"memory{i + 1}"])
         if metric == "cosine":
             pooled, units = np.asarray(unit_length(jnp.asarray(pooled))), np.asarray(unit_length(jnp.asarray(units)))
-        distances = np.linalg.norm(pooled[:, None].astype(np.float64) - units[None], axis=-1).T
+        wide = pooled.astype(np.float64)  # unit by unit: [M, N, C] would be gigabytes
+        distances = np.stack([np.linalg.norm(wide - unit, axis=-1) for unit in units])
         order = np.argsort(distances, axis=-1, kind="stable")[:, :top]
         position.append(extracted.position[order])
         distance.append(np.take_along_axis(distances, order, axis=-1))
@@ -71,6 +75,8 @@ def draw(
 ) -> pathlib.Path:
     """Draws a PNG: a column for each stage, a row for each memory with the unit's share and its nearest images.
 
+    Of many units each stage has its fullest, in this order, and says how many it has.
+
     A dashed frame marks an image that goes to another unit, as on the page.
 
     Args:
@@ -84,27 +90,34 @@ def draw(
       ``path``.
     """
     num_stages, num_units, top = nearest.position.shape
-    figure = Figure(figsize=(num_stages * (0.52 * top + 0.8), 0.56 * num_units + 0.8), dpi=160)
-    figure.suptitle(title, fontsize=11)
+    rows = num_units
+    if num_units > _MANY:
+        rows = min(_SHOWN, max(1, int((nearest.load > 0).sum(axis=1).max())))
+    height = 0.56 * rows + 0.8
+    figure = Figure(figsize=(num_stages * (0.52 * top + 0.8), height), dpi=160)
+    figure.suptitle(title, fontsize=11, y=1 - 0.1 / height)
     columns = figure.subfigures(1, num_stages)
     for stage, column in enumerate(np.ravel(np.asarray(columns))):
-        column.suptitle(
-            f"stage {stages[stage] if stages else stage + 1}", fontsize=9, y=1 - 0.36 / figure.get_figheight()
-        )
-        axes = column.subplots(num_units, top, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.12})
-        column.subplots_adjust(left=0.15, right=0.98, top=1 - 0.66 / figure.get_figheight(), bottom=0.02)
-        share = nearest.load[stage] / max(1, nearest.load[stage].sum())
-        for unit in range(num_units):
+        load = nearest.load[stage]
+        head, units = f"stage {stages[stage] if stages else stage + 1}", np.arange(num_units)
+        if rows < num_units:
+            units = np.argsort(-load, kind="stable")[:rows]
+            head += f": the fullest {rows} of {num_units} units, {(load == 0).sum()} dead"
+        column.suptitle(head, fontsize=9, y=1 - 0.36 / height)
+        axes = column.subplots(rows, top, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.12})
+        column.subplots_adjust(left=0.15, right=0.98, top=1 - 0.66 / height, bottom=0.1 / height)
+        share = load / max(1, load.sum())
+        for row, unit in enumerate(units):
             for rank in range(top):
-                axis = axes[unit, rank]
+                axis = axes[row, rank]
                 axis.imshow(images[int(nearest.position[stage, unit, rank])], interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
                 marked = bool(nearest.other[stage, unit, rank])
                 for side in axis.spines.values():
                     side.set(visible=marked, linestyle=(0, (2, 1.5)), linewidth=1, color="red")
-            label = f"unit {unit}\n" + (f"{share[unit]:.0%}" if nearest.load[stage, unit] else "dead")
-            axes[unit, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+            label = f"unit {unit}\n" + (f"{share[unit]:.0%}" if load[unit] else "dead")
+            axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

@@ -76,10 +76,16 @@ svg.load { flex: 1; min-width: 0; height: 150px; display: block; background: var
 .unit.dead { border-style: dashed; border-color: var(--warn); }
 .unit.dead .images img { filter: grayscale(0.9); opacity: 0.55; }
 svg.heatmap { display: block; overflow: visible; max-width: 100%; height: auto; margin-top: 6px; }
+.many .stage { grid-template-columns: minmax(0, 1fr); }
+.many .stage > figure { position: static; order: -1; overflow-x: auto; }
+.many svg.heatmap { max-width: none; }
+.many .units { grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); align-items: start; }
+.many .unit { height: 100%; }
 .heatmap text { font-size: 11px; fill: var(--ink); }
 .heatmap .row { text-anchor: end; dominant-baseline: central; }
 .heatmap .column { text-anchor: middle; font-size: 10px; font-weight: 600; }
 .heatmap .column.dead { fill: var(--warn); }
+.heatmap .column.upright { text-anchor: start; dominant-baseline: central; }
 .scale { display: inline-block; width: 60px; height: 9px; border: 1px solid var(--line); border-radius: 2px;
   background: linear-gradient(90deg, transparent, var(--heat)); }
 .heat { fill: var(--heat); shape-rendering: crispEdges; }
@@ -115,29 +121,30 @@ document.addEventListener("pointerover", ({target}) => {
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def frame(title: str, body: str) -> str:
+def frame(title: str, body: str, num_units: int) -> str:
     """A complete HTML document.
 
     Args:
       title: plain text.
       body: HTML.
+      num_units: how many units need a colour.
     """
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}{_unit_colours()}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{_unit_colours(num_units)}</style>\n</head>\n<body>\n"
         f"{body}\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
-def _unit_colours(most: int = 64) -> str:
-    """CSS rules with the colour of each unit. From the ninth unit on the palette repeats, paler each time."""
+def _unit_colours(num_units: int) -> str:
+    """CSS rules with the colour of each unit. The palette repeats: paler, paler still, then from the beginning."""
     rules = []
-    for unit in range(most):
+    for unit in range(num_units):
         colour = _UNITS[unit % len(_UNITS)]
-        paler = 35 * (unit // len(_UNITS))
+        paler = 35 * (unit // len(_UNITS) % 3)
         if paler:
-            colour = f"color-mix(in srgb, {colour}, var(--card) {min(paler, 70)}%)"
+            colour = f"color-mix(in srgb, {colour}, var(--card) {paler}%)"
         rules.append(f".u{unit} {{ fill: {colour}; background: {colour}; }}")
     return "\n".join(rules)

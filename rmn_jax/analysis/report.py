@@ -20,6 +20,7 @@ from rmn_jax.analysis.study import Study, stage_results
 from rmn_jax.files import write_file
 
 TOP_CLASSES = 6  # shown for each unit
+FEW_IMAGES = 4  # shown for each of many units; the file stays small
 # Keys of ``Study.information`` and what they are called on the page.
 NAMES = {"class": "class", "colour": "mean colour", "edges": "edge energy"}
 
@@ -64,6 +65,7 @@ def _name(study: Study, position: int) -> str:
 def to_html(study: Study) -> str:
     """The page as an HTML document."""
     num_stages, _, top = study.nearest.position.shape
+    top = min(top, FEW_IMAGES) if _many(study) else top
     smallest = min(max(image.shape) for image in study.images.values())
     sections = [
         _header(study),
@@ -73,8 +75,13 @@ def to_html(study: Study) -> str:
         _footer(),
     ]
     columns = min(top, max(4, -(-top // 2)))  # two rows of images, or one row of up to four
-    pixels = ' class="pixels"' if smallest <= charts.LOSSLESS else ""
-    return frame(study.title, f'<main{pixels} style="--columns: {columns}">{"".join(sections)}</main>')
+    kinds = ["pixels"] * (smallest <= charts.LOSSLESS) + ["many"] * _many(study)
+    body = f'<main class="{" ".join(kinds)}" style="--columns: {columns}">{"".join(sections)}</main>'
+    return frame(study.title, body, study.nearest.load.shape[1])
+
+
+def _many(study: Study) -> bool:
+    return study.nearest.load.shape[1] > charts.MANY_UNITS
 
 
 def _header(study: Study) -> str:
@@ -135,6 +142,8 @@ def _loads(study: Study) -> str:
     epochs = [epoch for epoch, _ in study.history]
     load = np.stack([load for _, load in study.history])
     legend = "".join(f"<span>{_swatch(unit)}unit {unit}</span>" for unit in range(load.shape[2]))
+    if _many(study):
+        legend = "<span>Colours repeat. Point at a bar to see the share of each unit.</span>"
     charted = "".join(_load_figure(epochs, load[:, i], study.number(i)) for i in range(load.shape[1]))
     return (
         '<section id="loads"><h2>Load over training</h2>'
@@ -148,7 +157,8 @@ def _load_figure(epochs: list[int], load: np.ndarray, number: int) -> str:
     middle = 100 * (np.cumsum(last) - last / 2)
     ends = "".join(f'<span style="top: {middle[unit]:.1f}%">{unit}</span>' for unit in np.flatnonzero(last >= 0.055))
     dead = np.flatnonzero(load[-1] == 0)
-    note = f'<span class="warn">dead: {_units(dead)}</span>' if len(dead) else ""
+    listed = f"{len(dead)} of {len(last)}" if len(last) > charts.MANY_UNITS else _units(dead)
+    note = f'<span class="warn">dead: {listed}</span>' if len(dead) else ""
     return (
         f'<figure class="card"><figcaption>Stage {number} {note}</figcaption><div class="plot">'
         f'{charts.load_chart(epochs, load)}<div class="ends">{ends}</div></div>'
@@ -160,7 +170,16 @@ def _stage(study: Study, stage: int) -> str:
     load = study.nearest.load[stage]
     counts = np.zeros((len(study.class_names), len(load)), int)
     np.add.at(counts, (study.label, study.assignment[stage]), 1)
-    units = "".join(_unit(study, stage, unit, counts) for unit in range(len(load)))
+    order = np.arange(len(load))
+    if _many(study):  # the fullest first, and of dead units only the numbers
+        order = np.argsort(-load, kind="stable")[: int((load > 0).sum())]
+    units = "".join(_unit(study, stage, int(unit), counts) for unit in order)
+    if len(order) < len(load):
+        numbers = ", ".join(map(str, np.flatnonzero(load == 0)))
+        units += (
+            f'<article class="card dead"><p class="warn">{len(load) - len(order)} dead units</p>'
+            f'<p class="soft">They receive no images: {numbers}.</p></article>'
+        )
     heat = charts.heat_map(counts, study.class_names, load == 0)
     return (
         f'<section id="stage{study.number(stage)}"><h2>Stage {study.number(stage)}</h2>'
@@ -188,10 +207,12 @@ def _constancy(study: Study, stage: int) -> str:
 def _unit(study: Study, stage: int, unit: int, counts: np.ndarray) -> str:
     load = study.nearest.load[stage]
     share = load[unit] / max(1, load.sum())
-    positions, distances = study.nearest.position[stage, unit], study.nearest.distance[stage, unit]
+    shown = slice(FEW_IMAGES if _many(study) else None)
+    positions, distances = study.nearest.position[stage, unit][shown], study.nearest.distance[stage, unit][shown]
+    others = study.nearest.other[stage, unit][shown]
     images = "".join(
         _image(study, int(at), bool(other), f"distance {far:.3g} from the memory of unit {unit}")
-        for at, far, other in zip(positions, distances, study.nearest.other[stage, unit], strict=True)
+        for at, far, other in zip(positions, distances, others, strict=True)
     )
     dead = load[unit] == 0
     if dead:

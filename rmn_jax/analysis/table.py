@@ -48,6 +48,7 @@ class Row(NamedTuple):
       paper_parameters: the paper's figure, in millions; None if it does not have the backbone.
       paper_multiply_adds: the paper's figure, in billions; None if it prints none.
       notes: keys of ``rmn_jax.analysis.paper.NOTES`` that explain a difference.
+      num_units: N of the routed networks.
     """
 
     benchmark: str
@@ -58,6 +59,7 @@ class Row(NamedTuple):
     paper_parameters: float | None
     paper_multiply_adds: float | None
     notes: tuple[str, ...]
+    num_units: int = NUM_UNITS
 
     @property
     def parameter_difference(self) -> float | None:
@@ -71,24 +73,27 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def rows(routed_stages: str = "all") -> tuple[Row, ...]:
+def rows(routed_stages: str = "all", num_units: int = NUM_UNITS) -> tuple[Row, ...]:
     """The counts of all networks. No network is computed.
 
     Args:
       routed_stages: as ``config.model.routed_stages``. The paper's figures, for all stages, stay beside the counts.
+      num_units: N. With another N than the paper's 8, its figures for routed networks are left out.
 
     Raises:
       UserError: not the stages of every backbone.
     """
-    return tuple(_row(*names, routed_stages) for names in _all_names())
+    return tuple(_row(*names, routed_stages, num_units) for names in _all_names())
 
 
 def _all_names() -> list[tuple[str, str, str]]:
     return [(bench, name, variant) for bench in BENCHMARKS for name in BACKBONES for variant in VARIANTS]
 
 
-def _row(benchmark: str, backbone: str, variant: str, routed_stages: str) -> Row:
-    parameters, multiply_adds = _counts(benchmark, backbone, routed_stages, **VARIANTS[variant])
+def _row(benchmark: str, backbone: str, variant: str, routed_stages: str, num_units: int) -> Row:
+    parameters, multiply_adds = _counts(benchmark, backbone, routed_stages, num_units, **VARIANTS[variant])
+    if variant != "plain" and num_units != NUM_UNITS:
+        return Row(benchmark, backbone, variant, parameters, multiply_adds, None, None, (), num_units)
     printed = paper.FIGURES.get((benchmark, backbone), (None,) * 4)
     operations = {"plain": printed[3], "RMN": None, "RMN+CA": None}
     if benchmark == "Tiny ImageNet" and backbone in paper.ATTENTION_MULTIPLY_ADDS:
@@ -104,33 +109,36 @@ def _row(benchmark: str, backbone: str, variant: str, routed_stages: str) -> Row
         printed[list(VARIANTS).index(variant)],
         operations[variant],
         tuple(note for variants, note in filter(None, noted) if variant in variants),
+        num_units,
     )
 
 
 def _counts(
-    benchmark: str, backbone: str, routed_stages: str, routed: bool = True, attention: str = "none"
+    benchmark: str, backbone: str, routed_stages: str, num_units: int, routed: bool = True, attention: str = "none"
 ) -> tuple[int, int]:
     """Parameters and multiply-adds of a network, both from its plain form, which is fast to trace.
 
     Routing adds N - 1 copies of each leaf below a routed stage, and N C products for each routed stage. A test compares
     both with traced routed networks.
     """
-    plain, stages = _plain_shapes(benchmark, backbone, attention, routed_stages)
+    plain, stages = _plain_shapes(benchmark, backbone, attention, routed_stages, num_units)
     if not routed:
         return count_parameters(plain.variables), plain.multiply_adds
     leaves = jax.tree_util.tree_leaves_with_path(plain.variables["params"])
-    parameters = sum(leaf.size * (NUM_UNITS if is_procedural(path, stages) else 1) for path, leaf in leaves)
-    distances = sum(NUM_UNITS * plain.outputs.pooled[stage - 1].shape[-1] for stage in stages)
+    parameters = sum(leaf.size * (num_units if is_procedural(path, stages) else 1) for path, leaf in leaves)
+    distances = sum(num_units * plain.outputs.pooled[stage - 1].shape[-1] for stage in stages)
     return parameters, plain.multiply_adds + distances
 
 
 @functools.cache
-def _plain_shapes(benchmark: str, backbone: str, attention: str, routed_stages: str) -> tuple[Shapes, tuple[int, ...]]:
+def _plain_shapes(
+    benchmark: str, backbone: str, attention: str, routed_stages: str, num_units: int
+) -> tuple[Shapes, tuple[int, ...]]:
     """The shapes of the plain network, and the numbers of the stages that routing would have units for."""
     size, classes = BENCHMARKS[benchmark]
     network = create_backbone(backbone, classes, size)
     stages = parse_stages(routed_stages, len(network.stages))
-    model = RMN(network, NUM_UNITS, routed=False, attention=attention, routed_stages=stages)
+    model = RMN(network, num_units, routed=False, attention=attention, routed_stages=stages)
     return trace_shapes(model, size), model.stages_with_units
 
 
@@ -191,7 +199,7 @@ def to_terminal(table: tuple[Row, ...]) -> tuple[list[Table], list[str]]:
     """A rich table for each benchmark, and the notes as lines ``[1] ...``."""
     numbers, tables = _numbered(table), []
     for benchmark, (size, classes) in BENCHMARKS.items():
-        page = Table(title=f"{benchmark}, {size}x{size}, {classes} classes, N = {NUM_UNITS}")
+        page = Table(title=f"{benchmark}, {size}x{size}, {classes} classes, N = {table[0].num_units}")
         for i, column in enumerate(_COLUMNS):
             page.add_column(column, justify="left" if i < 2 else "right")
         for row in table:
@@ -201,9 +209,9 @@ def to_terminal(table: tuple[Row, ...]) -> tuple[list[Table], list[str]]:
     return tables, [f"[{number}] {paper.NOTES[note]}" for note, number in numbers.items()]
 
 
-_HEADING = f"""# Parameters and multiply-adds beside the paper's
+_HEADING = """# Parameters and multiply-adds beside the paper's
 
-Written by `rmn table --markdown`; a test checks that it is up to date. N = {NUM_UNITS}. Parameters are those of all
+Written by `rmn table --markdown`; a test checks that it is up to date. N = {num_units}. Parameters are those of all
 units. Multiply-adds are for one image on its active path: convolutions, linear layers (with those of conditional
 attention) and, in a routed network, the distances to the memories. The counts of plain networks with 1000 classes equal
 torchvision's to the last digit. A difference is our figure minus the paper's. The paper prints one decimal of a million
@@ -213,7 +221,7 @@ and two decimals of a billion. It does not have ResNet-34, ResNet-101, MobileNet
 
 def to_markdown(table: tuple[Row, ...]) -> str:
     """The page ``docs/table.md``."""
-    numbers, lines = _numbered(table), [_HEADING]
+    numbers, lines = _numbered(table), [_HEADING.format(num_units=table[0].num_units)]
     for benchmark, (size, classes) in BENCHMARKS.items():
         lines += [f"## {benchmark} ({size}x{size}, {classes} classes)\n", "| " + " | ".join(_COLUMNS) + " |"]
         lines.append("|---|---|" + "--:|" * (len(_COLUMNS) - 3) + "---|")

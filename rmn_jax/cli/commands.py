@@ -197,6 +197,7 @@ def _table_arguments(parser: ArgumentParser) -> None:
     form.add_argument("--markdown", action="store_true", help="the page docs/table.md")
     stages = 'as config.model.routed_stages: "last", "last2", "3,4" (default: all, as in the paper)'
     parser.add_argument("--routed_stages", type=filled, default="all", help=stages)
+    parser.add_argument("--num_units", type=positive, default=8, metavar="N", help="units of a stage (default: 8)")
 
 
 def table(arguments: Namespace, overrides: Sequence[str]) -> None:
@@ -205,7 +206,7 @@ def table(arguments: Namespace, overrides: Sequence[str]) -> None:
 
     from rmn_jax.analysis import table as tables
 
-    rows = tables.rows(arguments.routed_stages)
+    rows = tables.rows(arguments.routed_stages, arguments.num_units)
     if arguments.json:
         for row in tables.to_json(rows):
             print(json.dumps(row))

@@ -151,6 +151,23 @@ def join(join_timeout: int, heartbeat_timeout: int) -> None:
         ) from None
     if _in_child and not os.environ.get("RMN_DEBUG"):
         os.write(2, _JOINED)
+    _connect()
+
+
+def _connect() -> None:
+    """A first sum over all devices, while the processes are still together.
+
+    Gloo (CPU) connects them at their first sum, and gives up if one comes 30 seconds after another. The first training
+    step would be too late: some processes find it in their compilation cache, others compile it.
+    """
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    mesh = Mesh(np.array(jax.devices()), "all")
+    place, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("all",), ()))
+    ones = jax.make_array_from_callback((mesh.size,), place, lambda _: np.ones(1, np.float32))
+    jax.block_until_ready(jax.jit(jax.numpy.sum, out_shardings=whole)(ones))
 
 
 def _number(variable: str) -> int | None:

@@ -127,9 +127,9 @@ def tile_lengths(batch: int, pixels: int, num_units: int, kernel_values: int) ->
     fitting = max(1, min(batch, _PIXELS // pixels))
     if num_units == 1:
         return (fitting,)
-    if kernel_values < _TWO_LENGTHS:
-        return (min(fitting, max(_SHORT, min(_MOST, 512 // pixels))),)
     share, small_map = batch // num_units, pixels < _LARGE_MAP
+    if kernel_values < _TWO_LENGTHS:
+        return (min(fitting, max(_SHORT, min(_MOST, 512 // pixels, share))),)
     most = 2 * _MOST if small_map and share >= 2 * _MOST else _MOST
     long = min(fitting, max(_LEAST, min(share, most)))
     # On a smaller map a tile costs more beside its rows.

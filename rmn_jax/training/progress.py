@@ -225,21 +225,22 @@ def epoch_line(line: dict[str, Any], epochs: int, phase: str | None = None) -> s
         parts.append(f"eval {line['eval_top1']:7.2%}")
     parts.append(f"{line['seconds_per_step'] * 1e3:.0f} ms/step")
     if line["load"]:
-        parts.append("load " + " | ".join(_load_text(stage) for stage in line["load"]))
-        if sum(line["dead_units"]) and len(line["load"][0]) <= _MANY_UNITS:
-            parts.append(f"dead {sum(line['dead_units'])}")
+        parts += _load_texts(line["load"], line["dead_units"])
         if line.get("churn"):
             parts.append("churn " + " | ".join(f"{share:.0%}" for share in line["churn"]))
     return "  ".join(parts)
 
 
-def _load_text(load: list[int]) -> str:
-    """The share of each unit of a stage; of many units the least, the median, the most, and how many are dead."""
-    shares = np.asarray(load) / max(sum(load), 1)
-    if len(shares) <= _MANY_UNITS:
-        return " ".join(f"{share:.0%}" for share in shares)
-    dead = int(np.sum(shares == 0))
-    return f"least {shares.min():.1%} median {np.median(shares):.1%} most {shares.max():.1%} dead {dead}"
+def _load_texts(load: list[list[int]], dead: list[int]) -> list[str]:
+    """The share of each unit, stage by stage; of many units the least, the median and the most of each stage."""
+    shares = [np.asarray(stage) / max(sum(stage), 1) for stage in load]
+    if len(shares[0]) <= _MANY_UNITS:
+        told = ["load " + " | ".join(" ".join(f"{share:.0%}" for share in stage) for stage in shares)]
+        return told + ([f"dead {sum(dead)}"] if sum(dead) else [])
+    told = []
+    for name, of in (("load least", np.min), ("median", np.median), ("most", np.max)):
+        told.append(f"{name} " + " | ".join(f"{of(stage):.1%}" for stage in shares))
+    return told + (["dead " + " | ".join(map(str, dead))] if sum(dead) else [])
 
 
 def _first_host() -> bool:

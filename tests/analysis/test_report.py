@@ -171,6 +171,39 @@ def test_an_image_says_its_name_and_its_units_by_the_numbers_of_the_stages():
         assert title[1] == f"cats/{at}.png" and title[3] == f"unit {first} at stage 2, unit {second} at stage 4"
 
 
+def many_units():
+    """Two stages of 40 units; stage 1 has three dead ones."""
+    names = [f"class {index}" for index in range(40)]
+    return random_study(2, 40, 8, names, examples=2000, dead=((0, 3), (0, 17), (0, 39)))
+
+
+def test_of_many_units_the_fullest_come_first_and_dead_ones_are_numbers():
+    study = many_units()
+    page = Page(report.to_html(study))
+    alive = [int((load > 0).sum()) for load in study.nearest.load]
+    assert alive == [37, 40]
+    assert len(page.named("article", "unit")) == 77 and len(page.named("img")) == 77 * report.FEW_IMAGES
+    shown = [text.removeprefix("Unit ") for text in page.texts if text.startswith("Unit ")]
+    loads = [study.nearest.load[0][int(unit)] for unit in shown[:37]]
+    assert loads == sorted(loads, reverse=True) and not set(shown[:37]) & {"3", "17", "39"}
+    words = "".join(page.texts)
+    assert "They receive no images: 3, 17, 39." in words and "dead: 3 of 40" in words and "dead: 0" not in words
+    first, second = (Page(charts.heat_map(np.eye(6, 40), NASTY, load == 0)) for load in study.nearest.load)
+    assert len(first.named("text", "column")) == 37 and len(second.named("text", "column")) == 40
+
+
+def test_every_unit_has_a_colour():
+    for num_units in (3, 130):
+        html = report.to_html(random_study(num_units=num_units, examples=600))
+        assert re.findall(r"\.u(\d+) \{", html) == [str(unit) for unit in range(num_units)]
+
+
+def test_the_figure_has_the_fullest_of_many_units(tmp_path):
+    study = random_study(1, 40, 1, [f"class {index}" for index in range(40)], examples=400, dead=())
+    path = report.memories.draw(study.nearest, study.images, tmp_path / "memories.png", "title")
+    assert Image.open(path).convert("RGB").height == int((0.56 * 32 + 0.8) * 160)
+
+
 def test_load_chart_stacks_the_shares():
     chart = Page(charts.load_chart([7, 8], np.array([[1, 0, 3], [2, 2, 4]])))
     first, second, third = (found["d"] for found in chart.named("path"))
@@ -280,7 +313,7 @@ def chromium(tmp_path_factory):
         yield running
 
 
-@pytest.mark.parametrize("study", [random_study, large_study])
+@pytest.mark.parametrize("study", [random_study, large_study, many_units])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
     file = tmp_path / "report.html"
@@ -288,7 +321,7 @@ def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
     chromium.events.clear()
     chromium.open(file.as_uri(), width=width, dark=dark)
     images = chromium.evaluate("Array.from(document.images, image => [image.naturalWidth, image.clientWidth])")
-    assert len(images) == study().nearest.position.size
+    assert len(images) == (77 * report.FEW_IMAGES if study is many_units else study().nearest.position.size)
     assert all(natural > 0 and shown >= 20 for natural, shown in images)
     # No horizontal scrolling, on a phone either.
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
@@ -296,7 +329,7 @@ def test_a_browser_shows_the_page(chromium, tmp_path, study, width, dark):
     marked = """(() => { const image = document.images[0];
       image.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
       return Array.from(document.querySelectorAll("img.same"), other => other.dataset.image); })()"""
-    position = study().nearest.position.ravel()
+    position = np.array(chromium.evaluate("Array.from(document.images, image => Number(image.dataset.image))"))
     assert chromium.evaluate(marked) == [str(position[0])] * int((position == position[0]).sum())
     assert {address for address in chromium.requests() if not address.startswith("data:")} == {file.as_uri()}
     assert chromium.complaints() == []

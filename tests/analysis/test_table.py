@@ -157,6 +157,23 @@ def test_arithmetic_of_the_notes_on_multiply_adds(by_name, benchmark, backbone, 
     assert f"{billions:.2f}B" in paper.NOTES["vgg-operations"] + paper.NOTES["norm-operations"]
 
 
+def test_another_number_of_units(by_name, monkeypatch):
+    monkeypatch.setattr(table, "BACKBONES", {"resnet18": "ResNet-18"})
+    monkeypatch.setattr(table, "BENCHMARKS", {"Tiny ImageNet": (64, 200)})
+    rows = table.rows(num_units=128)
+    plain, routed, attentive = rows
+    eight = [by_name["Tiny ImageNet", "resnet18", variant] for variant in table.VARIANTS]
+    assert plain._replace(num_units=8) == eight[0]
+    # Seven more copies of the routed stages are 78.2 M more, so 127 are 127/7 of that.
+    assert routed.parameters == eight[0].parameters + 127 * (eight[1].parameters - eight[0].parameters) // 7
+    # The stages have 64, 64, 128 and 256 channels at their entrance: 120 more distances to each.
+    assert routed.multiply_adds - eight[1].multiply_adds == 120 * (64 + 64 + 128 + 256)
+    assert attentive.parameters > routed.parameters
+    for row in (routed, attentive):  # the paper has N = 8
+        assert row.paper_parameters is None and row.paper_multiply_adds is None and row.notes == ()
+    assert "N = 128." in table.to_markdown(rows) and "N = 128" in table.to_terminal(rows)[0][0].title
+
+
 def test_docs_table_is_up_to_date():
     page = pathlib.Path(__file__).parents[2] / "docs" / "table.md"
     assert page.read_text() == table.to_markdown(table.rows()), "run: rmn table --markdown > docs/table.md"

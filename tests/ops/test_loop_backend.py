@@ -14,3 +14,9 @@ def test_tiles_of_two_lengths_as_for_large_kernels(rng, monkeypatch):
 def test_a_pointwise_layer_row_by_row_as_for_large_maps(rng, monkeypatch):
     monkeypatch.setattr(loop, "_ROW_BY_ROW", 1)
     check_all_passes("loop", 1, 1, rng, "row by row")
+
+
+def test_a_tile_of_a_small_kernel_is_no_longer_than_a_units_share():
+    # 512 inputs, maps of 4x4: 64, 16 and 8 inputs for each of 8, 32 and 64 units.
+    assert [loop.tile_lengths(512, 16, units, 9 * 32 * 32) for units in (8, 32, 64)] == [(32,), (16,), (8,)]
+    assert loop.tile_lengths(512, 16, 256, 9 * 32 * 32) == (8,)

@@ -126,6 +126,31 @@ def test_everything_of_the_unit_is_copied_and_nothing_else_changes(revived):
     assert seen == {"params", "batch_stats", "opt_state", "ema"}
 
 
+def test_split_units_are_revived_as_whole_ones(tmp_path):
+    found = []
+    for shard in (False, True):
+        config = revive_config(1, "none")
+        config.model.num_units, config.eval_batch_size, config.shard_units = 4, 184, shard
+        run = Run(config, tmp_path / str(shard), devices=jax.devices()[:4], quiet=True)
+        state = phases.clone_procedures(run, run.initial_state())
+        state = phases.initialise_memories(run, state, run.initial_state())
+        memory = {**state.memory, "memory2": state.memory["memory2"].at[2].set(1e3)}
+        params = jax.tree.map(
+            lambda leaf: leaf + 1e-4 * np.arange(leaf.size).reshape(leaf.shape), state.params
+        )  # units that differ
+        idle = jnp.zeros((3, 4), jnp.int32).at[1, 2].set(1)
+        state = run.place(state._replace(memory=memory, params=params, idle=idle))
+        revived, log = reviving.revive_units(run, state, 1)
+        kernels = [each.params["stage2"]["block1"]["conv1"]["kernel"] for each in (state, revived)]
+        assert kernels[0].sharding == kernels[1].sharding
+        assert kernels[0].sharding.is_fully_replicated != shard
+        assert len(log) == 1 and np.array_equal(kernels[1][2], kernels[0][log[0][2]])
+        found.append((log, jax.device_get(revived)))
+    assert found[0][0] == found[1][0]
+    for one, other in zip(*(jax.tree.leaves(state) for _, state in found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def kill_unit(monkeypatch):
     """Every run begins phase 4 with unit 2 of stage 3 far from all inputs."""
     initialise = phases.initialise_memories

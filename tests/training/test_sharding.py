@@ -12,10 +12,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from small_states import CLASSES, make_batch, noisy, normalise
 
+from rmn_jax.config import default_config
 from rmn_jax.models import RMN, initialise
+from rmn_jax.models.dropout import Dropout, StochasticDepth
 from rmn_jax.models.layers import Layers
 from rmn_jax.models.resnet import Head
 from rmn_jax.models.rmn import Backbone
+from rmn_jax.training.optimizer import make_optimizer
 from rmn_jax.training.sharding import bytes_per_device, describe_split, split_axis, unit_specs
 from rmn_jax.training.state import Metrics, TrainState
 from rmn_jax.training.step import AXIS, make_eval_step, make_extract_step, make_mesh, make_train_step
@@ -24,27 +27,30 @@ OPTIMIZER = optax.sgd(0.02, momentum=0.9)
 
 
 class Block(nn.Module):
-    """A convolution, a norm and ReLU."""
+    """A convolution, a norm and ReLU; with ``drop`` also dropout and stochastic depth."""
 
     features: int
     layers: Layers
+    drop: float = 0.0
 
     @nn.compact
     def __call__(self, x):
         x = self.layers.conv(self.features, (3, 3), name="conv")(x)
-        return nn.relu(self.layers.norm(name="bn")(x))
+        x = Dropout(self.drop, self.layers, name="dropout")(nn.relu(self.layers.norm(name="bn")(x)))
+        return StochasticDepth(self.drop, self.layers, name="depth")(x)
 
 
-def blocks(*features):
+def blocks(*features, drop=0.0):
     """A backbone with a stem of 4 channels and one block in each stage."""
-    stages = tuple(functools.partial(Block, each) for each in features)
+    stages = tuple(functools.partial(Block, each, drop=drop) for each in features)
     return Backbone(functools.partial(Block, 4), stages, functools.partial(Head, CLASSES))
 
 
-def make(units, ema=0.0, routed_stages=None, dtype=jnp.float32):
+def make(units, ema=0.0, routed_stages=None, dtype=jnp.float32, optimizer=OPTIMIZER, drop=0.0):
     """A routed network, and its state with memories that share the inputs."""
-    model = RMN(blocks(4, 8), units, axis_name=AXIS, routed_stages=routed_stages, dtype=dtype)
-    variables = initialise(model, jax.random.key(0), jnp.zeros((2, 6, 6, 3)))
+    model = RMN(blocks(4, 8, drop=drop), units, axis_name=AXIS, routed_stages=routed_stages, dtype=dtype)
+    keys = jax.random.split(jax.random.key(0), 2)
+    variables = initialise(model, jax.random.key(0), jnp.zeros((2, 6, 6, 3)), keys=keys)
 
     def spread(leaf):  # memories on both sides of the features of normalised images
         unit, channel = (jnp.arange(size) for size in leaf.shape)
@@ -56,7 +62,7 @@ def make(units, ema=0.0, routed_stages=None, dtype=jnp.float32):
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         memory=jax.tree.map(spread, variables["memory"]),
-        opt_state=OPTIMIZER.init(variables["params"]),
+        opt_state=optimizer.init(variables["params"]),
         metrics=Metrics.zeros(len(model.stages_with_memories), units),
         ema=jax.tree.map(jnp.copy, variables["params"]) if ema else None,
     )
@@ -71,11 +77,11 @@ def placed(model, state, devices, shard):
     return mesh, specs, jax.device_put(state, places)
 
 
-def train(units, devices, shard, steps, ema=0.0, routed_stages=None, **settings):
+def train(units, devices, shard, steps, ema=0.0, routed_stages=None, optimizer=OPTIMIZER, drop=0.0, **settings):
     """Losses and last state of a run."""
-    model, state = make(units, ema, routed_stages)
+    model, state = make(units, ema, routed_stages, optimizer=optimizer, drop=drop)
     mesh, specs, state = placed(model, state, devices, shard)
-    step = make_train_step(model, OPTIMIZER, noisy, mesh, alpha=0.9, specs=specs, ema=ema, **settings)
+    step = make_train_step(model, optimizer, noisy, mesh, alpha=0.9, specs=specs, ema=ema, **settings)
     losses, rng = [], np.random.default_rng(0)
     for _ in range(steps):
         state, loss = step(state, make_batch(rng), jax.random.key(7))
@@ -106,6 +112,23 @@ def test_all_settings_of_a_step_together():
     assert_same(one, other)
     kernels = (tree["stage1"]["conv"]["kernel"] for tree in (other[1].ema, other[1].params))
     assert np.any(next(kernels) != next(kernels))
+
+
+# adamw's two moments are split too. A frozen leaf has no momentum. 2 units on 4 devices: channels are split.
+@pytest.mark.parametrize(("units", "name", "freeze"), [(4, "adamw", ""), (2, "nesterov", "stem, stage1/conv, */bias")])
+def test_other_optimizers_frozen_leaves_and_dropout(units, name, freeze):
+    config = default_config()
+    config.optimizer.name, config.optimizer.freeze, config.optimizer.weight_decay_on = name, freeze, "kernels"
+    config.learning_rate.peak, config.learning_rate.initial = 0.01, 0.01
+    config.optimizer.adam_epsilon = 1e-4  # rounding errors of gradients near 0 are not to be magnified
+    optimizer = make_optimizer(config, 10, (1, 2))
+    before = make(units, optimizer=optimizer)[1]
+    one, other = (train(units, 4, shard, 5, optimizer=optimizer, drop=0.3) for shard in (False, True))
+    assert_same(one, other)
+    for stage, frozen in (("stage1", bool(freeze)), ("stage2", False)):
+        kernels = (state.params[stage]["conv"]["kernel"] for state in (before, other[1]))
+        assert np.array_equal(*kernels) == frozen
+    assert not np.array_equal(one[0], train(units, 4, True, 5, optimizer=optimizer)[0])  # something was dropped
 
 
 def test_evaluation_and_features_are_the_same(rng):
