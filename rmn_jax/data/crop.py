@@ -12,6 +12,9 @@ from PIL import Image
 from rmn_jax.data.augmentation import AREA, ATTEMPTS, RATIO
 from rmn_jax.data.decode import Encoded, decode, image_size
 
+# A window is averaged instead of interpolated if it shrinks by at least this factor.
+_AREA_FROM = 2.5
+
 Window = tuple[int, int, int, int]
 
 
@@ -103,7 +106,7 @@ def resize_window(
     part = image[top:bottom, left:right]
     if interpolation == "bicubic":  # OpenCV's does not antialias
         return np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC))
-    # Reduced decoding leaves a factor below 2. Linear interpolation does that without aliasing, at half the cost of
-    # area averaging. Arrays and very large windows may shrink by more.
-    shrinks_much = part.shape[0] >= 2 * height or part.shape[1] >= 2 * width
+    # Reduced decoding leaves a factor below 2 on one axis at least. Linear interpolation does that almost without
+    # aliasing, while area averaging by 2.2 takes as long as decoding. Arrays and very large windows may shrink by more.
+    shrinks_much = part.shape[0] >= _AREA_FROM * height or part.shape[1] >= _AREA_FROM * width
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR)

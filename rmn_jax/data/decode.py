@@ -77,7 +77,7 @@ def decode(data: Encoded, reduction: int = 1, rows: int | None = None) -> np.nda
     return _decode_with_pillow(data) if image is None else image
 
 
-def _decode_with_opencv(data: bytes, reduction: int) -> np.ndarray | None:
+def _decode_with_opencv(data: bytes | bytearray, reduction: int) -> np.ndarray | None:
     buffer = np.frombuffer(data, np.uint8)
     if reduction == 1:
         return cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

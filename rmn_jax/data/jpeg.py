@@ -10,8 +10,6 @@ _SEQUENTIAL = (0xC0, 0xC1)  # frames with Huffman codes in which every block is 
 _START_OF_SCAN = 0xDA
 _RESTART_INTERVAL = 0xDD
 _END = 0xD9
-# A decoder reads some bytes ahead. These follow the data of the rows in place of the end marker.
-_PADDING = bytes(64)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -36,7 +34,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def first_rows(data: bytes, rows: int) -> bytes | None:
+def first_rows(data: bytes, rows: int) -> bytearray | None:
     """A JPEG whose first ``rows`` rows are exactly those of ``data``, and which is not much higher.
 
     Only the header is new: it states a smaller height, so a decoder stops early and saves all work on the rows below.
@@ -60,7 +58,10 @@ def first_rows(data: bytes, rows: int) -> bytes | None:
     kept = -(-(rows + 2) // block) * block
     if kept >= height:
         return None
-    return b"".join((data[: frame + 5], struct.pack(">H", kept), data[frame + 7 : -2], _PADDING))
+    part = bytearray(data)
+    struct.pack_into(">H", part, frame + 5, kept)
+    part[-2:] = bytes(2)
+    return part
 
 
 def _ends_once(data: bytes) -> bool:

@@ -128,10 +128,10 @@ class StreamDataset:
     def _to_devices(self, chunk: Chunk, batch_size: int) -> Batch:
         for problem in chunk.problems:
             self._skipped.add(*problem.split("\t", 1))
-        # Arrays of worker processes are in shared memory. A copy frees it at once; the device could keep it in use.
-        copy = np.array if self._workers else np.asarray
-        put = self._placement.local_batch
-        image, label, index, mask = (put(copy(array), batch_size) for array in chunk[:4])
+        # Arrays of worker processes are in shared memory, which the device must not keep in use.
+        shared = bool(self._workers)
+        arrays = [np.asarray(array) for array in chunk[:4]]
+        image, label, index, mask = (self._placement.local_batch(a, batch_size, shared=shared) for a in arrays)
         return Batch(image=image, label=label, index=index, mask=mask)
 
     def _stop(self) -> None:

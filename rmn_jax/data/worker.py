@@ -110,7 +110,7 @@ class _Chunks:
     def _fill(self, positions: np.ndarray, wanted: np.ndarray, generators: list, attempts: int) -> Chunk:
         """Decodes the ``wanted`` rows. Tries up to ``attempts`` successors of an unusable example."""
         count = len(positions)
-        image = np.zeros((count, *self._shape), np.uint8)
+        image = np.empty((count, *self._shape), np.uint8)
         label, mask, problems = np.zeros(count, np.int32), np.zeros(count, bool), []
         index = positions.astype(np.int32)
         todo = np.flatnonzero(wanted)
@@ -128,6 +128,7 @@ class _Chunks:
             todo = np.array(failed, np.int64)
             if attempts:
                 index[todo] = (index[todo] + 1) % len(self._source)
+        image[~mask] = 0
         return Chunk(image, label, index, mask, problems)
 
 
