@@ -1,7 +1,7 @@
 """Decoding on the host: encoded images to uint8 RGB arrays of one size, with bad input caught early.
 
-OpenCV decodes, because it was measured fastest (see ``docs/data.md``). Pillow reads headers and decodes unusual images.
-Grey images become RGB. Transparency is dropped. EXIF orientation is ignored, as in TensorFlow and torchvision.
+OpenCV decodes, because it was measured fastest (see ``docs/performance.md``). Pillow reads headers and decodes unusual
+images. Grey images become RGB. Transparency is dropped. EXIF orientation is ignored, as in TensorFlow and torchvision.
 """
 
 import io
