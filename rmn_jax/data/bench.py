@@ -69,8 +69,8 @@ def bench_input(
 def _add_cores(lines: list[dict]) -> None:
     """Adds to the line of ``stream`` what a core decodes, and how many of them the step needs."""
     stream = next(line for line in lines if line["path"] == "stream")
-    # Workers decode, or without them the main process; more workers than cores share the cores.
-    cores = min(max(1, stream["workers"]), available_cores())
+    # Workers decode, or without them a thread for each core; more workers than cores share the cores.
+    cores = min(stream["workers"] or available_cores(), available_cores())
     stream["images_per_second_per_core"] = round(stream["images_per_second"] / cores, 1)
     for line in lines:
         if line["path"] == "step":

@@ -12,6 +12,9 @@ from PIL import Image
 from rmn_jax.data.augmentation import AREA, ATTEMPTS, RATIO
 from rmn_jax.data.decode import Encoded, decode, image_size
 
+# A window is averaged instead of interpolated if it shrinks by at least this factor.
+_AREA_FROM = 2.5
+
 Window = tuple[int, int, int, int]
 
 
@@ -59,16 +62,21 @@ def random_resized_crop(
 ) -> np.ndarray:
     """Decodes an image, crops a random window and scales it to uint8 [height, width, 3].
 
-    A JPEG much larger than the target is decoded at 1/2, 1/4 or 1/8 of its size. The inverse cosine transform gives
-    these sizes at almost no cost.
+    A JPEG is decoded no further down than the window. One much larger than the target is decoded at 1/2, 1/4 or 1/8 of
+    its size. The inverse cosine transform gives these sizes at almost no cost.
 
     Raises:
       UnreadableImage: as ``decode``.
     """
     size = data.shape[:2] if isinstance(data, np.ndarray) else image_size(data)
     window = sample_window(generator, size[0], size[1], areas, ratios)
-    reduction = 1 if isinstance(data, np.ndarray) else reduction_for(window, height, width)
-    return resize_window(decode(data, reduction), size, window, height, width, interpolation)
+    if isinstance(data, np.ndarray):
+        return resize_window(decode(data), size, window, height, width, interpolation)
+    reduction = reduction_for(window, height, width)
+    image = decode(data, reduction, rows=window[0] + window[2])
+    # Only of a JPEG rows may be missing.
+    rows = max(len(image), -(-size[0] // reduction)) if data[:2] == b"\xff\xd8" else len(image)
+    return resize_window(image, size, window, height, width, interpolation, rows)
 
 
 def resize_window(
@@ -78,25 +86,27 @@ def resize_window(
     height: int,
     width: int,
     interpolation: str = "bilinear",
+    rows: int | None = None,
 ) -> np.ndarray:
     """Scales the window of an image to uint8 [height, width, 3].
 
     Args:
-      image: the image, decoded at full or reduced size.
+      image: the image, decoded at full or reduced size. Rows below the window may be missing.
       size: its full (H, W).
       window: (top, left, height, width), in pixels of the full size.
       height: of the result.
       width: of the result.
       interpolation: "bilinear" or "bicubic".
+      rows: of the image if none is missing; None if none is.
     """
-    vertical, horizontal = image.shape[0] / size[0], image.shape[1] / size[1]
+    vertical, horizontal = (image.shape[0] if rows is None else rows) / size[0], image.shape[1] / size[1]
     top, left = int(window[0] * vertical), int(window[1] * horizontal)
     bottom = max(top + 1, round((window[0] + window[2]) * vertical))
     right = max(left + 1, round((window[1] + window[3]) * horizontal))
     part = image[top:bottom, left:right]
     if interpolation == "bicubic":  # OpenCV's does not antialias
         return np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC))
-    # Reduced decoding leaves a factor below 2. Linear interpolation does that without aliasing, at half the cost of
-    # area averaging. Arrays and very large windows may shrink by more.
-    shrinks_much = part.shape[0] >= 2 * height or part.shape[1] >= 2 * width
+    # Reduced decoding leaves a factor below 2 on one axis at least. Linear interpolation does that almost without
+    # aliasing, while area averaging by 2.2 takes as long as decoding. Arrays and very large windows may shrink by more.
+    shrinks_much = part.shape[0] >= _AREA_FROM * height or part.shape[1] >= _AREA_FROM * width
     return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks_much else cv2.INTER_LINEAR)

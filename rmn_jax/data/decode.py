@@ -1,22 +1,22 @@
 """Decoding on the host: encoded images to uint8 RGB arrays of one size, with bad input caught early.
 
-OpenCV decodes, because it was measured fastest (see ``docs/data.md``). Pillow reads headers and decodes unusual images.
-Grey images become RGB. Transparency is dropped. EXIF orientation is ignored, as in TensorFlow and torchvision.
+OpenCV decodes, because it was measured fastest (see ``docs/performance.md``). Pillow reads headers and decodes unusual
+images. Grey images become RGB. Transparency is dropped. EXIF orientation is ignored, as in TensorFlow and torchvision.
 """
 
 import io
 import os
-import struct
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from rmn_jax.data.jpeg import first_rows, jpeg_size
+
 # ImageNet's largest image has 22 million pixels. A decoded image takes three bytes for each pixel.
 MAX_PIXELS = 100_000_000
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 # An encoded image, or an array uint8 [H, W, C] that is already decoded.
 Encoded = bytes | np.ndarray
@@ -32,7 +32,7 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
       UnreadableImage: the data has no image header.
     """
-    size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
+    size = jpeg_size(data) if data[:2] == b"\xff\xd8" else None
     if size is not None:
         return size
     try:
@@ -44,27 +44,15 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise UnreadableImage(f"it is not an image ({len(data)} bytes)") from error
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(H, W) from the frame header of a JPEG, ten times as fast as Pillow. None if there is no frame header."""
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # padding between segments
-            position += 1
-        elif marker in _START_OF_FRAME:
-            return struct.unpack_from(">HH", data, position + 5)
-        else:
-            position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    return None
-
-
-def decode(data: Encoded, reduction: int = 1) -> np.ndarray:
+def decode(data: Encoded, reduction: int = 1, rows: int | None = None) -> np.ndarray:
     """Decodes an image to uint8 RGB [H, W, 3].
 
     Args:
       data: an encoded JPEG, PNG, WebP, BMP or TIFF, or an array [H, W] or [H, W, 1 | 3 | 4], which is only converted to
         RGB.
       reduction: 1, 2, 4 or 8, the divisor of the decoded size. For a JPEG a reduction saves most of the work.
+      rows: how many rows of the full size are needed, from the top. The result may then have fewer rows than the image;
+        those it has are the same. For most JPEGs this saves the work on the others.
 
     Raises:
       UnreadableImage: the data is not an image, is truncated, or has more than ``MAX_PIXELS`` pixels (checked before
@@ -79,14 +67,17 @@ def decode(data: Encoded, reduction: int = 1) -> np.ndarray:
         raise UnreadableImage(f"it has {height} x {width} pixels; the limit is {MAX_PIXELS:,}")
     if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9":
         _check_complete(data)
+    part = None if rows is None else first_rows(data, rows)
     try:
-        image = _decode_with_opencv(data, reduction)
+        image = None if part is None else _decode_with_opencv(part, reduction)
+        if image is None:
+            image = _decode_with_opencv(data, reduction)
     except cv2.error as error:
         raise UnreadableImage(f"it cannot be decoded ({error.err})") from error
     return _decode_with_pillow(data) if image is None else image
 
 
-def _decode_with_opencv(data: bytes, reduction: int) -> np.ndarray | None:
+def _decode_with_opencv(data: bytes | bytearray, reduction: int) -> np.ndarray | None:
     buffer = np.frombuffer(data, np.uint8)
     if reduction == 1:
         return cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

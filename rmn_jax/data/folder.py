@@ -315,7 +315,7 @@ class FolderSource:
 def _read(path: str) -> bytes:
     """The content of a file, empty if it cannot be read. Decoding then reports the file as it does any bad image."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=0) as file:
             return file.read()
     except OSError:
         return b""

@@ -41,10 +41,13 @@ class Placement:
             return jax.device_put(host, self.sharding)
         return jax.make_array_from_callback(host.shape, self.sharding, lambda index: host[index])
 
-    def local_batch(self, rows: np.ndarray, batch_size: int) -> jax.Array:
-        """Puts a batch on the devices, from the rows that ``local_rows`` names."""
+    def local_batch(self, rows: np.ndarray, batch_size: int, *, shared: bool = False) -> jax.Array:
+        """Puts a batch on the devices, from the rows that ``local_rows`` names.
+
+        ``shared`` rows are copied also where the device could use them as they are: their memory is needed again.
+        """
         if self.sharding.is_fully_addressable:
-            return jax.device_put(rows, self.sharding)
+            return jax.device_put(rows, self.sharding, may_alias=False if shared else None)
         whole = np.empty((batch_size, *rows.shape[1:]), rows.dtype)
         whole[self.local_rows(batch_size)] = rows
         return self.batch(whole)

@@ -17,7 +17,7 @@ from rmn_jax.data.preprocess import stored_shape
 from rmn_jax.data.skipping import SkippedExamples
 from rmn_jax.data.sources import ImageSet
 from rmn_jax.data.specs import Batch, BatchSizes, DatasetInfo
-from rmn_jax.data.worker import Chunk, ChunkGrid, EvaluationChunks, TrainChunks, concatenate, start_worker
+from rmn_jax.data.worker import CHUNK, Chunk, ChunkGrid, EvaluationChunks, TrainChunks, concatenate, start_worker
 from rmn_jax.errors import UserError
 
 # Batches ahead of the one in use: one is ready, the next is being decoded.
@@ -68,7 +68,7 @@ class StreamDataset:
     def eval_batches(self, split: str = "eval", batch_size: int | None = None) -> Iterator[Batch]:
         """See ``specs.Dataset``."""
         source, batch_size = self._sources[split], batch_size or self._sizes.evaluation
-        grid = ChunkGrid(batch_size, self._placement.local_rows(batch_size), 0, -(-len(source) // batch_size))
+        grid = self._grid(batch_size, 0, -(-len(source) // batch_size))
         chunks = EvaluationChunks(source, grid, self.info.num_classes, self._stored_shape)
         stream = self._start(chunks, grid)
         try:
@@ -83,7 +83,7 @@ class StreamDataset:
 
     def _train_stream(self, first_step: int) -> Iterator[Chunk]:
         batch_size = self._sizes.train
-        grid = ChunkGrid(batch_size, self._placement.local_rows(batch_size), first_step, _ENDLESS)
+        grid = self._grid(batch_size, first_step, _ENDLESS)
         crops = self._options.augment == "resized_crop_flip"
         shape = self.info.image_shape if crops else self._stored_shape
         chunks = TrainChunks(
@@ -97,18 +97,26 @@ class StreamDataset:
         )
         return self._start(chunks, grid)
 
+    def _grid(self, batch_size: int, first_batch: int, num_batches: int) -> ChunkGrid:
+        rows = self._placement.local_rows(batch_size)
+        # A worker process makes whole batches. In one chunk they need not be put together, which would copy them.
+        return ChunkGrid(batch_size, rows, first_batch, num_batches, len(rows) if self._workers else CHUNK)
+
     def _start(self, chunks: TrainChunks | EvaluationChunks, grid: ChunkGrid) -> Iterator[Chunk]:
-        batches = grain.MapDataset.source(chunks).batch(grid.chunks_per_batch, batch_fn=concatenate)
-        threads = 1 if self._workers else available_cores()
-        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_BATCHES_AHEAD)
-        stream = batches.to_iter_dataset(read)
-        if self._workers:
-            if not flags.FLAGS.is_parsed():  # Grain reads absl flags, also in a program that does not parse them
-                flags.FLAGS.mark_as_parsed()
-            stream = stream.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
-                worker_init_fn=start_worker,
-            )
+        chunked = grain.MapDataset.source(chunks)
+        if not self._workers:
+            # Threads decode the chunks of two batches at the same time.
+            ahead = _BATCHES_AHEAD * grid.chunks_per_batch
+            threads = min(available_cores(), ahead)
+            decoded = chunked.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+            return iter(decoded.batch(grid.chunks_per_batch, batch_fn=concatenate))
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags, also in a program that does not parse them
+            flags.FLAGS.mark_as_parsed()
+        one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_BATCHES_AHEAD)
+        stream = chunked.to_iter_dataset(one_thread).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1),
+            worker_init_fn=start_worker,
+        )
         return iter(stream)
 
     def _next(self, stream: Iterator[Chunk], starts: bool) -> Chunk:
@@ -120,10 +128,10 @@ class StreamDataset:
     def _to_devices(self, chunk: Chunk, batch_size: int) -> Batch:
         for problem in chunk.problems:
             self._skipped.add(*problem.split("\t", 1))
-        # Arrays of worker processes are in shared memory. A copy frees it at once; the device could keep it in use.
-        copy = np.array if self._workers else np.asarray
-        put = self._placement.local_batch
-        image, label, index, mask = (put(copy(array), batch_size) for array in chunk[:4])
+        # Arrays of worker processes are in shared memory, which the device must not keep in use.
+        shared = bool(self._workers)
+        arrays = [np.asarray(array) for array in chunk[:4]]
+        image, label, index, mask = (self._placement.local_batch(a, batch_size, shared=shared) for a in arrays)
         return Batch(image=image, label=label, index=index, mask=mask)
 
     def _stop(self) -> None:

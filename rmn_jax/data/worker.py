@@ -5,17 +5,18 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from rmn_jax.data import order
 from rmn_jax.data.crop import random_resized_crop
-from rmn_jax.data.decode import UnreadableImage, check_label, decode, fit
+from rmn_jax.data.decode import Encoded, UnreadableImage, check_label, decode, fit
 from rmn_jax.data.options import AugmentOptions
 from rmn_jax.data.sources import Source
 
-# Examples that a worker reads and decodes at a time: enough to read in bulk, few enough to spread a batch over workers.
+# Examples that a thread reads at a time: enough to read in bulk, few enough to keep little of the files in memory.
 CHUNK = 16
 
 
@@ -61,22 +62,24 @@ class ChunkGrid(NamedTuple):
       rows: the rows of each batch that this host needs, int64 [n].
       first_batch: the first batch of the stream.
       num_batches: number of batches in the stream.
+      chunk: rows of a chunk.
     """
 
     batch_size: int
     rows: np.ndarray
     first_batch: int
     num_batches: int
+    chunk: int = CHUNK
 
     @property
     def chunks_per_batch(self) -> int:
         """Number of chunks in this host's rows of a batch."""
-        return -(-len(self.rows) // CHUNK)
+        return -(-len(self.rows) // self.chunk)
 
     def locate(self, number: int) -> tuple[int, np.ndarray]:
         """(batch, rows of that batch) of chunk ``number`` of the stream."""
         batch, chunk = divmod(number, self.chunks_per_batch)
-        return self.first_batch + batch, self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]
+        return self.first_batch + batch, self.rows[chunk * self.chunk : (chunk + 1) * self.chunk]
 
 
 class _Chunks:
@@ -98,10 +101,16 @@ class _Chunks:
         height, width, _ = self._shape
         return random_resized_crop(data, generator, height, width, *self._crop)
 
+    def _read(self, rows: np.ndarray, index: np.ndarray) -> Iterator[tuple[int, tuple[Encoded, int]]]:
+        """(row, example) of these rows, ``CHUNK`` examples in memory at a time."""
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            yield from zip(part.tolist(), self._source.read(index[part].tolist()), strict=True)
+
     def _fill(self, positions: np.ndarray, wanted: np.ndarray, generators: list, attempts: int) -> Chunk:
         """Decodes the ``wanted`` rows. Tries up to ``attempts`` successors of an unusable example."""
         count = len(positions)
-        image = np.zeros((count, *self._shape), np.uint8)
+        image = np.empty((count, *self._shape), np.uint8)
         label, mask, problems = np.zeros(count, np.int32), np.zeros(count, bool), []
         index = positions.astype(np.int32)
         todo = np.flatnonzero(wanted)
@@ -109,7 +118,7 @@ class _Chunks:
             if not len(todo):
                 break
             failed = []
-            for row, (data, number) in zip(todo, self._source.read(index[todo].tolist()), strict=True):
+            for row, (data, number) in self._read(todo, index):
                 try:
                     image[row], label[row] = self._decode_row(data, number, generators[row]), number
                     mask[row] = True
@@ -119,6 +128,7 @@ class _Chunks:
             todo = np.array(failed, np.int64)
             if attempts:
                 index[todo] = (index[todo] + 1) % len(self._source)
+        image[~mask] = 0
         return Chunk(image, label, index, mask, problems)
 
 

@@ -20,3 +20,6 @@ def test_cores_that_feed_a_step(monkeypatch):
     lines = [{"path": "stream", "images_per_second": 600, "workers": 8}]
     bench._add_cores(lines)  # 8 workers on 4 cores, and no step
     assert lines == [{"path": "stream", "images_per_second": 600, "workers": 8, "images_per_second_per_core": 150}]
+    lines = [{"path": "stream", "images_per_second": 600, "workers": 0}]
+    bench._add_cores(lines)  # threads on all 4 cores
+    assert lines[0]["images_per_second_per_core"] == 150

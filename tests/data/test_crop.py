@@ -1,9 +1,11 @@
 import io
 
+import cv2
 import numpy as np
 import pytest
 from conftest import encode, photograph
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from rmn_jax.data import crop, order
 
@@ -63,6 +65,43 @@ def test_reduced_decoding_shows_the_same_window():
         expected = crop.resize_window(whole, (600, 800), window, 32, 32)
         found = crop.random_resized_crop(data, _generator(position), 32, 32)
         assert np.abs(found.astype(int) - expected.astype(int)).mean() < 3
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("options", [{"subsampling": "4:2:0"}, {"subsampling": "4:4:4"}, {"progressive": True}])
+def test_pixels_at_imagenets_size_are_within_1_of_the_reference_decoders(number, options):
+    """The whole image by Pillow, then the window, then OpenCV's resize: a JPEG of 500x375, cropped to 224x224."""
+    data = encode(load_sample_images().images[number][:375, :500], quality=90, **options)
+    whole = np.asarray(Image.open(io.BytesIO(data)))
+    enlarged = 0
+    for position in range(40):
+        top, left, height, width = window = crop.sample_window(_generator(position), 375, 500)
+        assert crop.reduction_for(window, 224, 224) == 1
+        found = crop.random_resized_crop(data, _generator(position), 224, 224).astype(int)
+        expected = cv2.resize(whole[top : top + height, left : left + width], (224, 224))
+        assert np.abs(found - expected.astype(int)).max() <= 1
+        if max(height, width) <= 224:  # where nothing shrinks, Pillow's filter is the same
+            part = Image.fromarray(whole).crop((left, top, left + width, top + height))
+            resized = np.asarray(part.resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+            assert np.abs(found - resized).max() <= 1
+            enlarged += 1
+    assert enlarged > 3
+
+
+def test_a_reduced_crop_is_that_of_the_reference_decoders_reduced_image():
+    data = encode(load_sample_images().images[0][:421, :633], quality=90)
+    used = set()
+    for position in range(40):
+        window = crop.sample_window(_generator(position), 421, 633)
+        reduction = crop.reduction_for(window, 64, 64)
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (633 // reduction, 421 // reduction))
+        assert image.size == (-(-633 // reduction), -(-421 // reduction))
+        expected = crop.resize_window(np.asarray(image), (421, 633), window, 64, 64).astype(int)
+        found = crop.random_resized_crop(data, _generator(position), 64, 64).astype(int)
+        assert np.abs(found - expected).max() <= 1
+        used.add(reduction)
+    assert used == {2, 4}
 
 
 def test_arrays_are_cropped_too():

@@ -1,8 +1,12 @@
+import itertools
+import threading
+
 import jax
 import numpy as np
 import pytest
 
-from rmn_jax.data import load
+from rmn_jax.data import load, stream, worker
+from rmn_jax.data.crop import random_resized_crop
 
 
 def _load(config, sharding=None, seed=0, batch_size=24, eval_batch_size=16):
@@ -95,3 +99,20 @@ def test_evaluation_pads_the_last_batch(stream_config):
     index = np.concatenate([np.asarray(batch["index"]) for batch in batches])
     np.testing.assert_array_equal(index[np.concatenate(masks)], np.arange(54))
     assert isinstance(batches[0]["image"], jax.Array)
+
+
+def test_without_workers_more_threads_than_two_decode_at_the_same_time(stream_config, monkeypatch, caplog):
+    monkeypatch.setattr(stream, "available_cores", lambda: 3)
+    together = threading.Barrier(3)  # three threads have to meet in it
+    calls = itertools.count()
+
+    def crop(*arguments):
+        if next(calls) < 3:
+            together.wait(timeout=20)
+        return random_resized_crop(*arguments)
+
+    monkeypatch.setattr(worker, "random_resized_crop", crop)
+    dataset = _load(stream_config(augment="resized_crop_flip"), batch_size=54)
+    dataset.train_batch(0)
+    dataset.close()
+    assert next(calls) >= 54 and not together.broken and not caplog.records

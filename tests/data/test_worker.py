@@ -30,6 +30,20 @@ def test_chunks_divide_a_batch_in_order():
     assert len(EvaluationChunks(_source(), grid, 1, (4, 4, 3))) == 9
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 40])
+def test_a_batch_does_not_depend_on_the_size_of_its_chunks(chunk):
+    def make(chunk):
+        labels = np.where(np.arange(50) % 20 == 3, 9, 0).astype(np.int32)  # out of range
+        grid = ChunkGrid(40, np.arange(40), 3, 2, chunk)
+        options = _options(True)
+        return _batch(
+            TrainChunks(_source(labels=labels), grid, 1, (4, 4, 3), seed=5, options=options, attempts=2), grid, 1
+        )
+
+    for one, other in zip(make(16), make(chunk), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("crops", [False, True])
 def test_two_hosts_make_the_halves_of_the_batch_of_one(crops):
     def make(rows):
