@@ -36,9 +36,18 @@ def command(workdir, *settings):
     return [sys.executable, "-m", "rmn_jax", "train", f"--config={PAGE}", f"--workdir={workdir}", *words]
 
 
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+
+
+def default_signals():
+    # A shell makes what it starts in the background, and nohup what it starts, ignore some of them.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(workdir, *settings):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command(workdir, *settings), cwd=ROOT, **pipes)
+    return subprocess.Popen(command(workdir, *settings), cwd=ROOT, preexec_fn=default_signals, **pipes)
 
 
 def metrics(workdir):
@@ -86,9 +95,14 @@ def signals(count, folder, rng):
         while process.poll() is None and not metrics(workdir):
             time.sleep(0.1)
         time.sleep(rng.uniform(0, 1))
-        os.killpg(process.pid, rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]))
+        chosen = rng.choice(SIGNALS)
+        os.killpg(process.pid, chosen)
         _, errors = process.communicate()
-        saved += process.returncode == 75 and "stopped after step" in errors and "Traceback" not in errors
+        if process.returncode == 75 and "stopped after step" in errors and "Traceback" not in errors:
+            saved += 1
+        else:
+            last = " | ".join(errors.splitlines()[-3:])
+            print(f"signal {number}, {chosen.name}: status {process.returncode}, {last[-600:]}", file=sys.stderr)
         time.sleep(2)
         left += left_behind(process.pid)
     return {"signals": count, "saved": saved, "processes_left": left}
