@@ -1,7 +1,9 @@
 """Eight simulated CPU devices in every test, so that code for several devices always runs and is never skipped."""
 
+import contextlib
 import os
 import pathlib
+import signal
 from importlib import metadata
 
 # Most of the suite's time is compilation. Without XLA's optimisation compilation takes a fifth of the time, and small
@@ -13,6 +15,12 @@ if not os.environ.get("RMN_TEST_OPTIMIZED"):
     if metadata.version("jaxlib").startswith("0.10."):  # XLA exits at a flag that it does not know
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# A shell makes what it starts in the background ignore Ctrl-C, nohup makes it ignore SIGHUP; tests send both.
+with contextlib.suppress(ValueError):  # not in the main thread
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
 
 import jax
 import numpy as np
