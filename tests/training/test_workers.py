@@ -2,10 +2,13 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SETTINGS = ("model.width=2", "batch_size=144", "epochs=60", "data.pipeline=stream", "data.workers=2")
@@ -39,6 +42,7 @@ def lines_of(workdir):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps (Debian: procps)")
 def test_a_signal_to_the_group_saves_and_no_worker_outlives_its_parent(tmp_path):
     stopped = start(tmp_path)
     wait_for(lambda: lines_of(tmp_path), stopped)
