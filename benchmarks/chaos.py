@@ -164,6 +164,10 @@ def edits(count, folder, rng):
 def fuzz(count, folder, rng):
     """{"inputs", "tracebacks"}: command lines, JSON files, images and weights, a quarter each."""
     from rmn_jax.cli.main import main
+    import numpy as np
+    from PIL import Image
+
+    from rmn_jax.data.crop import random_resized_crop
     from rmn_jax.data.decode import UnreadableImage, decode
     from rmn_jax.errors import UserError
     from rmn_jax.interop.torch_weights import load_torch_weights
@@ -173,10 +177,14 @@ def fuzz(count, folder, rng):
     keys, values = ("epochs", "model", "seed", ""), ("", "-1", "nan", "9" * 30)
     pieces += ["a" * 300, *(f"--config.{key}={value}" for key in keys for value in values)]
     seeds = [b'{"model": {"width": 2}}', b"[" * 2000, b"\xff\xd8\xff\xe0\x00\x10JFIF", b"\x89PNG\r\n\x1a\n"]
+    jpeg = io.BytesIO()
+    Image.fromarray(np.arange(7500, dtype=np.uint8).reshape(50, 50, 3)).save(jpeg, "JPEG")
     run, tracebacks = folder / "fuzzed", 0
     run.mkdir()
     for number in range(count):
         data = bytearray(rng.choice(seeds) + rng.randbytes(rng.randrange(60)))
+        if number % 8 == 2:
+            data = bytearray(jpeg.getvalue())
         for _ in range(rng.randrange(4)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
@@ -191,6 +199,7 @@ def fuzz(count, folder, rng):
                 read_run(run)
             elif number % 4 == 2:
                 decode(bytes(data))
+                random_resized_crop(bytes(data), np.random.default_rng(number), 8, 8)
             else:
                 (run / "w.safetensors").write_bytes(len(data).to_bytes(8, "little") + data)
                 load_torch_weights(str(run / "w.safetensors"), "resnet18", {"params": {}, "batch_stats": {}})

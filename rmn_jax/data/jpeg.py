@@ -49,11 +49,12 @@ def first_rows(data: bytes, rows: int) -> bytearray | None:
     scan = segments.get(_START_OF_SCAN)
     if frame is None or scan is None or _RESTART_INTERVAL in segments:
         return None
-    height, colors = struct.unpack_from(">H", data, frame + 5)[0], data[frame + 9]
+    height, colors = struct.unpack_from(">HxxB", data, frame + 5)
     all_in_one_scan = data[scan + 4 : scan + 5] == bytes([colors])
-    if not all_in_one_scan or not _ends_once(data):
-        return None
-    block = 8 * max(data[frame + 11 + 3 * color] & 15 for color in range(colors))
+    sampling = [factors & 15 for factors in data[frame + 11 : frame + 11 + 3 * colors : 3]]
+    if not all_in_one_scan or not sampling or min(sampling) == 0 or not _ends_once(data):
+        return None  # with a damaged header too: the decoder says what is wrong
+    block = 8 * max(sampling)
     # Colors may be stored at half the resolution. Then a row depends on the two rows below it.
     kept = -(-(rows + 2) // block) * block
     if kept >= height:

@@ -7,7 +7,8 @@ import pytest
 from conftest import encode, photograph
 from PIL import Image
 
-from rmn_jax.data.decode import decode
+from rmn_jax.data.crop import random_resized_crop
+from rmn_jax.data.decode import UnreadableImage, decode
 from rmn_jax.data.jpeg import first_rows, jpeg_size
 
 
@@ -86,3 +87,26 @@ def test_damaged_rows_are_those_of_decoding_in_full():
     # Data that end before the last row needed: all of the image is decoded, as without ``rows``.
     short = bytes(data[: start + 500]) + b"\xff\xd9"
     np.testing.assert_array_equal(decode(short, rows=60)[:60], decode(short)[:60])
+
+
+def test_a_damaged_header_is_an_unreadable_image_or_decoded():
+    rng = np.random.default_rng(0)
+    files = [encode(photograph(4, 60, 50)), encode(photograph(5, 60, 50)[..., 0])]
+    refused = 0
+    for number in range(600):
+        damaged = bytearray(files[number % 2])
+        for position in rng.integers(2, damaged.index(b"\xff\xda") + 12, 3):
+            damaged[position] = rng.choice([0, 1, 255, rng.integers(256)])
+        try:
+            random_resized_crop(bytes(damaged), np.random.default_rng(number), 8, 8)
+        except UnreadableImage:
+            refused += 1
+    assert 100 < refused < 600
+    # No color's sampling factor may be zero.
+    frame = files[0].index(b"\xff\xc0")
+    zero = bytearray(files[0])
+    for color in range(3):
+        zero[frame + 11 + 3 * color] = 0
+    assert first_rows(bytes(zero), 10) is None
+    with pytest.raises(UnreadableImage):
+        decode(bytes(zero), rows=10)
