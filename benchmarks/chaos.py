@@ -163,10 +163,10 @@ def edits(count, folder, rng):
 
 def fuzz(count, folder, rng):
     """{"inputs", "tracebacks"}: command lines, JSON files, images and weights, a quarter each."""
-    from rmn_jax.cli.main import main
     import numpy as np
     from PIL import Image
 
+    from rmn_jax.cli.main import main
     from rmn_jax.data.crop import random_resized_crop
     from rmn_jax.data.decode import UnreadableImage, decode
     from rmn_jax.errors import UserError

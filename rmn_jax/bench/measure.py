@@ -41,7 +41,10 @@ def compile_for(function: Callable, *arguments, **jit_options) -> Compiled:
 
 
 def interleave(
-    sides: Mapping[str, Callable[[], Any]], rounds: int, before: Callable[[], None] | None = None
+    sides: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    before: Callable[[], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
     """Times all sides, round by round: every side runs once in each round.
 
@@ -52,6 +55,8 @@ def interleave(
       sides: functions without arguments, by name.
       rounds: number of timed rounds.
       before: runs before every call and is not timed.
+      clock: in seconds. ``time.process_time`` counts the CPU seconds of this process, which other work on the machine
+        disturbs less.
 
     Returns:
       Seconds of each side, [rounds].
@@ -62,10 +67,10 @@ def interleave(
         for name in rng.permutation(names).tolist():
             if before is not None:
                 before()
-            started = time.perf_counter()
+            started = clock()
             jax.block_until_ready(sides[name]())
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

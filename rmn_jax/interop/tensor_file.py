@@ -1,7 +1,7 @@
 """Reading safetensors files: names, shapes, and values as float32. Nothing is unpickled.
 
-Every reader of such a file goes through ``open_tensors``. So a tensor of a type that is no weight, or a file that is
-cut off, ends in the same line everywhere.
+Every reader of such a file goes through ``open_tensors``. So a file that is cut off, or a tensor that is not
+floating-point, gives the same error message everywhere.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from rmn_jax.errors import UserError
 
-# Types whose values are weights as they stand. Integers and 8 bits or fewer come with scales that a file may not have.
+# Types that are read. Integers and types of 8 bits or fewer need scales, which this package does not know.
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -57,10 +57,10 @@ def open_tensors(path: str | pathlib.Path, advice: str = "") -> Iterator[Tensors
 
     Args:
       path: of the file.
-      advice: added to the message for a file that is none.
+      advice: is added to the message if it is not such a file.
 
     Raises:
-      UserError: no such file, or not a readable safetensors file; also where that shows in the body of ``with``.
+      UserError: no such file, or not a readable safetensors file, also if this is found in the body of ``with``.
     """
     if pathlib.Path(path).exists() and not pathlib.Path(path).is_file():  # opening a FIFO would wait for ever
         raise UserError(f"{path} is not a file.{advice}")

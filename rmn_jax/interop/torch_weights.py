@@ -26,8 +26,8 @@ _TENSORS = {
     "var": "running_var",
     "gamma": "",  # a layer scale: the layer's name is the tensor's
 }
-# What training scripts put before names: torch's wrappers, then the attribute that holds the network. The latter are
-# removed only where every name has them.
+# Prefixes of names in files of training scripts. Those of PyTorch's wrappers are always removed. The attribute that held
+# the network is removed only if all names begin with it.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _HOLDERS = ("model.", "net.", "network.", "backbone.", "encoder.", "student.", "ema.", "state_dict.")
 # Counters that no layer here needs.
@@ -170,7 +170,7 @@ def _shapes(path: str | pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def _actual_names(found: Iterable[str], path) -> dict[str, str]:
-    """The names in a file, by the name without what training scripts put before it. Counters are left out.
+    """The full names in a file, by their names without prefixes. Counters are left out.
 
     Raises:
       UserError: two tensors have the same name then.
@@ -308,7 +308,7 @@ def _advice(report: ImportReport) -> str:
     if not all(entry.startswith(of_head) for entry in (*report.misshaped, *report.missing, *report.unexpected)):
         return ""
     if report.missing:
-        return "Its classifier is missing or another one; to begin with a new one, add --fresh_head. "
+        return "Its classifier is missing or has other names. To begin with a new one, add --fresh_head. "
     return "For another number of classes or another image size, add --fresh_head. " if report.misshaped else ""
 
 

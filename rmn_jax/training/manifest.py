@@ -71,7 +71,7 @@ def checkpoint_paths(folder: pathlib.Path) -> dict[Position, pathlib.Path]:
 
 
 def misnamed_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Folders in ``folder`` that hold a manifest, but have no name of a checkpoint, and were not set aside by us."""
+    """Folders that hold a manifest but are not named like a checkpoint, without those that ``Checkpoints`` set aside."""
     if not folder.is_dir():
         return []
     return [

@@ -180,14 +180,14 @@ def test_a_full_disk_is_a_user_error_and_the_last_checkpoint_stays(checkpoints, 
 
 
 @pytest.mark.parametrize("name", ["99", "step_20", "step_00000020.phase5", "step_00000020.phase1 (copy)", "backup"])
-def test_a_checkpoint_under_a_name_that_is_none_is_named_and_kept(checkpoints, tmp_path, warnings, name):
+def test_a_checkpoint_folder_with_another_name_is_reported_and_kept(checkpoints, tmp_path, warnings, name):
     other = newest(tmp_path).rename(tmp_path / "checkpoints" / name)
     assert restore(checkpoints)[1].step == 10
     assert len(warnings) == 1 and f"{other} is skipped: its name is not that of a checkpoint" in warnings[0]
     assert (other / "manifest.json").is_file()
 
 
-def test_what_is_no_checkpoint_is_not_spoken_of(checkpoints, tmp_path, warnings):
+def test_other_folders_are_not_reported(checkpoints, tmp_path, warnings):
     (tmp_path / "checkpoints" / "notes").mkdir()
     newest(tmp_path).rename(f"{newest(tmp_path)}.damaged1")
     assert restore(checkpoints)[1].step == 10
