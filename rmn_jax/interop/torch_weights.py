@@ -26,8 +26,8 @@ _TENSORS = {
     "var": "running_var",
     "gamma": "",  # a layer scale: the layer's name is the tensor's
 }
-# Prefixes of names in files of training scripts. Those of PyTorch's wrappers are always removed. The attribute that held
-# the network is removed only if all names begin with it.
+# Prefixes of names in files of training scripts. Those of wrappers are always removed. The attribute that held the
+# network is removed only if all names begin with it.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 _HOLDERS = ("model.", "net.", "network.", "backbone.", "encoder.", "student.", "ema.", "state_dict.")
 # Counters that no layer here needs.

@@ -71,7 +71,7 @@ def checkpoint_paths(folder: pathlib.Path) -> dict[Position, pathlib.Path]:
 
 
 def misnamed_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Folders that hold a manifest but are not named like a checkpoint, without those that ``Checkpoints`` set aside."""
+    """Folders with a manifest that are not named like a checkpoint, except those that ``Checkpoints`` set aside."""
     if not folder.is_dir():
         return []
     return [
